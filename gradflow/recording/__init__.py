@@ -1,0 +1,1 @@
+"""Everything that imports torch: from a target to a frozen Trace."""
