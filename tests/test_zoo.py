@@ -1,0 +1,70 @@
+"""The zoo: every faulty model gets its finding first, every healthy one gets silence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import zoo
+
+import gradflow
+from gradflow.findings import Finding, Severity
+
+SEEDS = (0, 1, 2)
+
+
+def loud(report: gradflow.Report) -> list[Finding]:
+    """Root causes that a user is warned about, as ranked."""
+    return [
+        finding
+        for finding in report.findings
+        if finding.consequence_of is None and finding.severity.rank >= Severity.WARNING.rank
+    ]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", zoo.FAULTY, ids=lambda case: case.name)
+def test_faulty_model_gets_its_finding_first(case: zoo.Case, seed: int) -> None:
+    report = gradflow.inspect(*case.build(seed), seed=seed)
+    findings = loud(report)
+    assert findings, f"nothing said; gain {report.profile.gain:g}"
+    first = findings[0]
+    assert first.rule == case.rule, first.message
+    assert first.severity.rank >= case.severity.rank, first.message
+    assert not case.exactly or first.severity is case.severity, first.message
+    assert first.location.first.startswith(case.region)
+    assert (first.location.last or first.location.first).startswith(case.region)
+    assert [finding.rule for finding in findings if finding.rule != case.rule] == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", zoo.HEALTHY, ids=lambda case: case.name)
+def test_healthy_model_gets_silence(case: zoo.Case, seed: int) -> None:
+    report = gradflow.inspect(*case.build(seed), seed=seed)
+    assert [f"{finding.rule} {finding.location}: {finding.message}" for finding in loud(report)] == []
+    assert report.parameters["gradient_norm"].map(math.isfinite).all()
+
+
+def test_cut_graph_names_the_encoder_and_the_op() -> None:
+    report = gradflow.inspect(*zoo.cut_trunk(0))
+    finding = loud(report)[0]
+    assert str(finding.location) == "encoder"
+    assert "detach" in finding.message
+
+
+def test_unused_head_is_named_whole() -> None:
+    report = gradflow.inspect(*zoo.unused_head(0))
+    assert [str(finding.location) for finding in loud(report)] == ["auxiliary"]
+    rows = report.parameters.set_index("name")
+    assert set(rows.loc[["auxiliary.weight", "auxiliary.bias"], "coverage"]) == {"never called"}
+    assert rows.loc["auxiliary.weight", "gradient_norm"] is None or math.isnan(
+        rows.loc["auxiliary.weight", "gradient_norm"]
+    )
+
+
+def test_symmetric_attenuation_is_seen_where_parameter_gradients_are_level() -> None:
+    """V2: the ratio of parameter gradients stays near 1 while the gradient falls by a thousand."""
+    report = gradflow.inspect(*zoo.FAULTY[2].build(0))
+    weights = report.parameters.set_index("name")["gradient_norm"].filter(regex=r"layers.*weight")
+    assert 0.2 < weights.iloc[0] / weights.iloc[-1] < 5
+    assert report.profile.gain < 1e-3
