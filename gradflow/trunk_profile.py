@@ -1,10 +1,23 @@
-"""The gradient along the trunk, as a handful of scale-free numbers (theory, section 0)."""
+"""The gradient along the trunk, as a handful of scale-free numbers (theory, section 0).
+
+A tensor whose gradient was not measured (None) is stepped over: J is then between the first and the last
+measured tensor. A zero has no logarithm, so it stays out of the slope; NaN and Inf stay out of the slope and
+of the drop, and reach J and the gains as they are.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
-from gradflow.trace_model import Trunk
+from gradflow.findings import Location
+from gradflow.trace_model import Trunk, TrunkPoint
+
+SLOPE_POINTS = 600
+"""More points than this are thinned to this many, evenly, before the pairwise slopes (180 000 pairs)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,17 +27,110 @@ class TrunkProfile:
     gain: float
     """J = g_0 / g_K: what is left of the last tensor's gradient at the first."""
     slope: float
-    """Theil-Sen slope of ln g_k in k; exp(-slope) is the gain of one layer going back."""
+    """Minus the Theil-Sen slope of ln g_k in k: exp(slope) is the gradient's gain of one layer going back."""
     largest_drop: float
-    """D = max_k g_{k+1} / g_k."""
+    """D = max_k g_{k+1} / g_k; Inf where a gradient becomes exactly zero."""
     largest_drop_at: str
     """"layers.3–layers.4": the two tensors around the largest drop; "" where there is none."""
     signal_gain: float
     """c_K / c_0: what is left of the centred signal at the last tensor."""
     gains: tuple[float, ...] = ()
-    """g_k / g_K, first tensor to last."""
+    """g_k / g_K, first tensor to last; NaN for a tensor that was not measured."""
 
 
 def profile(trunk: Trunk) -> TrunkProfile:
-    """Summarise a trunk."""
-    raise NotImplementedError
+    """Summarise a trunk.
+
+    Args:
+        trunk: The tensors T_0..T_K, nearest the input first.
+
+    Returns:
+        J, slope, drop and signal gain. Loss scale, batch size and reduction cancel in every one of them.
+    """
+    ends = gradient_ends(trunk)
+    gradients = [math.nan if p.gradient_norm is None else p.gradient_norm for p in trunk.points]
+    last = gradients[ends[1]] if ends else math.nan
+    drop, at = largest_drop(trunk)
+    return TrunkProfile(
+        gain=ratio(gradients[ends[0]], last) if ends else math.nan,
+        slope=-theil_sen(log_gradients(trunk)),
+        largest_drop=drop,
+        largest_drop_at=_between(trunk, *at) if at else "",
+        signal_gain=_signal_gain(trunk),
+        gains=tuple(ratio(g, last) for g in gradients),
+    )
+
+
+def gradient_ends(trunk: Trunk) -> tuple[int, int] | None:
+    """Return the indices of the first and the last measured tensor, or None for fewer than two."""
+    measured = [k for k, point in enumerate(trunk.points) if point.gradient_norm is not None]
+    return (measured[0], measured[-1]) if len(measured) > 1 else None
+
+
+def log_gradients(trunk: Trunk) -> list[tuple[int, float]]:
+    """Return (k, ln g_k) for each tensor whose gradient is positive and finite."""
+    pairs = ((k, point.gradient_norm) for k, point in enumerate(trunk.points))
+    return [(k, math.log(g)) for k, g in pairs if g is not None and 0 < g < math.inf]
+
+
+def largest_drop(trunk: Trunk) -> tuple[float, tuple[int, int] | None]:
+    """Return D and the indices of the two measured tensors around it; NaN and None where there is none."""
+    known = [
+        (k, point.gradient_norm)
+        for k, point in enumerate(trunk.points)
+        if point.gradient_norm is not None and math.isfinite(point.gradient_norm)
+    ]
+    drops = [
+        (ratio(after, before), (k, next_k))
+        for (k, before), (next_k, after) in pairwise(known)
+        if before > 0 or after > 0
+    ]
+    return max(drops, key=lambda drop: drop[0], default=(math.nan, None))
+
+
+def theil_sen(points: Sequence[tuple[int, float]]) -> float:
+    """Return the median of the slopes between all pairs (Theil 1950, Sen 1968).
+
+    One outlying point, such as a single collapsed layer, does not move it. Above ``SLOPE_POINTS`` the points
+    are thinned evenly first.
+
+    Args:
+        points: (x, y) with distinct x.
+
+    Returns:
+        The slope in y per x; NaN for fewer than two points.
+    """
+    if len(points) > SLOPE_POINTS:
+        step = (len(points) - 1) / (SLOPE_POINTS - 1)
+        points = [points[round(i * step)] for i in range(SLOPE_POINTS)]
+    slopes = [(y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(points) for x2, y2 in points[i + 1 :]]
+    return median(slopes) if slopes else math.nan
+
+
+def ratio(top: float, bottom: float) -> float:
+    """Return top / bottom for sizes: Inf over zero; NaN over Inf, for 0 / 0, and where either is NaN."""
+    if math.isinf(bottom):
+        return math.nan
+    if bottom:
+        return top / bottom
+    return math.inf if top > 0 else math.nan
+
+
+def point_label(trunk: Trunk, k: int) -> str:
+    """Name tensor k: its module's name, with ``#k`` where several tensors of the trunk share it."""
+    name = trunk.points[k].name
+    shared = sum(point.name == name for point in trunk.points) > 1
+    return f"{name}#{k}" if shared else name
+
+
+def _between(trunk: Trunk, first: int, last: int) -> str:
+    return str(Location(first=point_label(trunk, first), last=point_label(trunk, last)))
+
+
+def _signal_gain(trunk: Trunk) -> float:
+    signals = [signal for point in trunk.points if (signal := _signal(point)) is not None]
+    return ratio(signals[-1], signals[0]) if len(signals) > 1 else math.nan
+
+
+def _signal(point: TrunkPoint) -> float | None:
+    return point.activation.signal if point.activation is not None else None
