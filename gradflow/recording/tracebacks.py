@@ -1,0 +1,75 @@
+"""The user's part of a traceback: what is left without gradflow, torch and the import machinery."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+import gradflow
+from gradflow.errors import ModelError
+
+_HIDDEN_FOLDERS = (
+    str(Path(gradflow.__file__).parent),
+    str(Path(torch.__file__).parent),
+    str(Path(traceback.__file__).parent / "contextlib.py"),
+    str(Path(traceback.__file__).parent / "importlib"),
+    str(Path(traceback.__file__).parent / "runpy.py"),
+    "<frozen ",
+    "<string>",
+)
+_HIDDEN_PARTS = ("/site-packages/lightning/", "/site-packages/pytorch_lightning/")
+
+
+def is_user_file(filename: str) -> bool:
+    """Tell whether a frame of this file is worth showing: not gradflow's, torch's or Python's own."""
+    hidden = filename.startswith(_HIDDEN_FOLDERS)
+    return not hidden and not any(part in filename for part in _HIDDEN_PARTS)
+
+
+def user_traceback(error: BaseException) -> str:
+    """Format an exception, with its causes, as Python prints it but with the user's frames only."""
+    shown = traceback.TracebackException.from_exception(error)
+    _keep_user_frames(shown)
+    return "".join(shown.format())
+
+
+def _keep_user_frames(shown: traceback.TracebackException | None) -> None:
+    while shown is not None:
+        shown.stack = traceback.StackSummary.from_list(
+            [frame for frame in shown.stack if is_user_file(frame.filename)]
+        )
+        _keep_user_frames(shown.__cause__)
+        shown = shown.__context__
+
+
+def frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """Walk an exception's frames with the line each was at, the outermost first."""
+    yield from traceback.walk_tb(error.__traceback__)
+
+
+def where(error: BaseException) -> str:
+    """Return the innermost line of the user's, as "model.py:31"; "" where none is on the way."""
+    places = [
+        (frame.f_code.co_filename, line)
+        for frame, line in frames(error)
+        if is_user_file(frame.f_code.co_filename)
+    ]
+    return f"{Path(places[-1][0]).name}:{places[-1][1]}" if places else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return "ValueError: the message", its first line only and no longer than a terminal's few rows."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def model_error(error: BaseException, doing: str) -> ModelError:
+    """Say that the user's own code raised while it was ``doing`` something ("model.py was imported")."""
+    place = where(error)
+    at = f" at {place}" if place else ""
+    return ModelError(f"{doing} raised{at}: {one_line(error)}", trace_text=user_traceback(error))
