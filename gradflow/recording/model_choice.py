@@ -199,9 +199,9 @@ def _candidates(file: ModuleType) -> list[str]:
 def _only_model(file: ModuleType, spec: TargetSpec, seed: int) -> BuiltModel:
     """Find the one class that builds with no arguments and is no part of another; else the one instance."""
     classes = _own_classes(file)
-    used = {name for cls in classes.values() for name in _names_in_constructor(cls)}
+    parts = {part for name, cls in classes.items() for part in _names_in_constructor(cls) - {name}}
     buildable = {
-        name: cls for name, cls in classes.items() if name not in used and not required_arguments(cls)
+        name: cls for name, cls in classes.items() if name not in parts and not required_arguments(cls)
     }
     if len(buildable) == 1:
         ((name, only),) = buildable.items()
