@@ -1,0 +1,229 @@
+"""Target -> Trace: seeded steps on a model that is left exactly as it was found."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
+
+from gradflow._version import __version__
+from gradflow.errors import UsageError
+from gradflow.recording.hooks import COMPILED_CHILD
+from gradflow.recording.leaves import tensor_leaves
+from gradflow.recording.medians import median_step
+from gradflow.recording.records import StepRecord
+from gradflow.recording.seeding import random_state_kept, seed_everything
+from gradflow.recording.snapshot import Snapshot, preserved
+from gradflow.recording.steps import Job, blamed_on, find_origins, run_step
+from gradflow.recording.target import Batch, Target
+from gradflow.trace_model import NonFiniteOrigin, RunInfo, Trace
+
+Progress = Callable[[str], None]
+
+
+def record(
+    target: Target,
+    *,
+    seed: int = 0,
+    steps: int = 1,
+    trained: bool = False,
+    mode: str | None = None,
+    progress: Progress | None = None,
+) -> Trace:
+    """Run forward and backward and return what was seen.
+
+    Args:
+        target: The model with its inputs and loss.
+        seed: Seed of the first step; step k runs with seed + k.
+        steps: How many; numbers in the trace are medians over them.
+        trained: The parameters come from training, so rules about initialisation step back.
+        mode: "train", "eval", or None to run each module in the mode it is in.
+        progress: Told in a few words what is going on.
+
+    Raises:
+        UsageError: ``steps`` is below one, or the inputs do not fit.
+        ModelError: The model raised, in forward, loss or backward.
+    """
+    if steps < 1:
+        raise UsageError(f"{steps} steps were asked for; at least one is needed")
+    say = progress or (lambda phrase: None)
+    with random_state_kept():
+        module, notes = _runnable(target, seed)
+        with preserved(module, _input_tensors(target)) as snapshot, _eager():
+            if mode is not None:
+                module.train(mode == "train")
+            job = _job(target, module, snapshot)
+            recorded = tuple(_steps(job, steps, seed, say))
+            median = median_step(recorded)
+            origins = _origins(job, recorded, seed, say)
+            run = _run_info(job, recorded, seed=seed, trained=trained, notes=notes)
+    return Trace(
+        run=run,
+        layers=median.layers,
+        parameters=median.parameters,
+        trunk=median.trunk,
+        residuals=median.residuals,
+        origins=origins,
+    )
+
+
+def _steps(job: Job, steps: int, seed: int, say: Progress) -> Iterator[StepRecord]:
+    for step in range(steps):
+        say(f"step {step + 1} of {steps}" if steps > 1 else "forward and backward")
+        yield run_step(job, _batch(job.target, step), seed + step)
+
+
+def _batch(target: Target, step: int) -> Batch:
+    return target.batches[step % len(target.batches)]
+
+
+def _origins(
+    job: Job, recorded: tuple[StepRecord, ...], seed: int, say: Progress
+) -> tuple[NonFiniteOrigin, ...]:
+    for step, done in enumerate(recorded):
+        if done.has_nonfinite:
+            say("looking for the first non-finite value")
+            return find_origins(job, _batch(job.target, step), seed + step)
+    return ()
+
+
+def _runnable(target: Target, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module to run: out of its wrappers, and a copy where lazy parameters have yet to be made."""
+    module, notes = _unwrapped(target.module)
+    if any(_is_compiled(child) for child in module.modules()) or "torch.compile" in notes:
+        notes = (*(note for note in notes if note != "torch.compile"), "torch.compile: run eager")
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        module = _materialised(module, target, seed)
+        notes = (*notes, "lazy modules: a copy was initialised and run")
+    return module, notes
+
+
+def _unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    while True:
+        if COMPILED_CHILD in module._modules:
+            module, notes = module._modules[COMPILED_CHILD] or module, (*notes, "torch.compile")
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            notes = (*notes, f"{type(module).__name__}: the module inside was run, on one device")
+            module = module.module
+        else:
+            return module, notes
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return COMPILED_CHILD in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _materialised(module: nn.Module, target: Target, seed: int) -> nn.Module:
+    copied = copy.deepcopy(module)
+    seed_everything(seed)
+    with torch.no_grad(), blamed_on(copied, "forward"):
+        target.forward(copied, target.batches[0])
+    return copied
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled code runs as it was written; without dynamo loaded there is none."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _input_tensors(target: Target) -> list[Tensor]:
+    return [
+        tensor
+        for batch in target.batches
+        for _, tensor in tensor_leaves((batch.args, dict(batch.kwargs)))
+        if tensor.layout is torch.strided
+    ]
+
+
+def _job(target: Target, module: nn.Module, snapshot: Snapshot) -> Job:
+    return Job(
+        target=target,
+        module=module,
+        snapshot=snapshot,
+        batch_size=_batch_size(target.batches[0]),
+        optimized=_optimized(target, module),
+    )
+
+
+def _optimized(target: Target, module: nn.Module) -> frozenset[int] | None:
+    """``id`` of each parameter that the optimizer updates, as they are in the module that runs."""
+    if target.optimizer is None:
+        return None
+    updated = {id(p) for group in target.optimizer.param_groups for p in group["params"]}
+    given = _unwrapped(target.module)[0].parameters()
+    return frozenset(
+        id(runs) for runs, own in zip(module.parameters(), given, strict=True) if id(own) in updated
+    )
+
+
+def _batch_size(batch: Batch) -> int:
+    """The leading dimension that the inputs share; of inputs that differ, that of the first."""
+    values = (*batch.args, *batch.kwargs.values())
+    packed = [value for value in values if isinstance(value, PackedSequence)]
+    if packed:
+        return int(packed[0].batch_sizes[0].item())
+    leading = [int(tensor.shape[0]) for _, tensor in tensor_leaves(values) if tensor.dim()]
+    return leading[0] if leading else 0
+
+
+def _run_info(
+    job: Job, recorded: tuple[StepRecord, ...], *, seed: int, trained: bool, notes: tuple[str, ...]
+) -> RunInfo:
+    target, module = job.target, job.module
+    parameters = tuple(module.parameters())
+    steps = len(recorded)
+    if steps > 1 and len(target.batches) == 1:
+        notes = (*notes, "one fixed batch: only the seed varies")
+    return RunInfo(
+        target=target.name,
+        model=type(module).__name__,
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        buffers=sum(b.numel() for b in module.buffers()),
+        inputs=_input_phrases(target.batches[0]),
+        inputs_from=target.inputs_from,
+        loss=target.loss.description,
+        loss_values=tuple(step.loss for step in recorded if step.loss is not None),
+        optimizer=None if target.optimizer is None else type(target.optimizer).__name__,
+        device=", ".join(sorted({str(p.device) for p in parameters})) or "cpu",
+        dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})) or "",
+        mode=_mode(module),
+        seed=seed,
+        steps=steps,
+        batch_size=job.batch_size,
+        trained=trained,
+        gradflow_version=__version__,
+        torch_version=torch.__version__,
+        notes=(*target.notes, *notes),
+    )
+
+
+def _mode(module: nn.Module) -> str:
+    modes = {child.training for child in module.modules()}
+    return "mixed" if len(modes) > 1 else "train" if modes == {True} else "eval"
+
+
+def _input_phrases(batch: Batch) -> tuple[str, ...]:
+    """One phrase a tensor: "ids 4×128 int64"."""
+    named = [*enumerate(batch.args), *batch.kwargs.items()]
+    return tuple(
+        _phrase(f"{name}.{path}" if path else str(name), tensor)
+        for name, value in named
+        for path, tensor in tensor_leaves(value)
+    )
+
+
+def _phrase(name: str, tensor: Tensor) -> str:
+    shape = "×".join(map(str, tensor.shape)) or "scalar"
+    return f"{name} {shape} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,111 @@
+"""Several steps -> one: every number becomes its median over the steps that measured it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from gradflow.recording.records import StepRecord
+from gradflow.trace_model import Coverage, LayerRecord, ParameterRecord, TensorStatistics, Trunk, TrunkPoint
+
+RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord)
+
+STATISTICS = tuple(field.name for field in fields(TensorStatistics))
+LAYER_NUMBERS = ("gradient_norm", "gradient_nonfinite")
+PARAMETER_NUMBERS = (
+    "norm",
+    "gradient_norm",
+    "gradient_nonfinite",
+    "elasticity",
+    "gradient_ratio",
+    "value_nonfinite",
+)
+WORST = frozenset({"nonfinite", "gradient_nonfinite", "value_nonfinite"})
+"""Counts of NaN and Inf are not averaged away: the largest stands."""
+
+
+def median_step(steps: Sequence[StepRecord]) -> StepRecord:
+    """Join rows by name, call and output; a row that only some steps have is kept."""
+    if len(steps) == 1:
+        return steps[0]
+    losses = [step.loss for step in steps if step.loss is not None]
+    return StepRecord(
+        layers=_renumbered(_joined([step.layers for step in steps], _layer_key, _median_layer)),
+        parameters=_joined([step.parameters for step in steps], lambda row: row.name, _median_parameter),
+        trunk=_median_trunk([step.trunk for step in steps]),
+        residuals=steps[0].residuals,
+        loss=statistics.median(losses) if losses else None,
+    )
+
+
+def _layer_key(row: LayerRecord) -> Hashable:
+    return (row.name, row.call, row.output)
+
+
+def _joined(
+    tables: Sequence[Sequence[RecordT]],
+    key: Callable[[RecordT], Hashable],
+    merge: Callable[[Sequence[RecordT]], RecordT],
+) -> tuple[RecordT, ...]:
+    groups: dict[Hashable, list[RecordT]] = {}
+    for table in tables:
+        for row in table:
+            groups.setdefault(key(row), []).append(row)
+    return tuple(merge(group) for group in groups.values())
+
+
+def _renumbered(rows: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
+    """Rows never called stay last."""
+    ordered = sorted(rows, key=lambda row: row.coverage is Coverage.NEVER_CALLED)
+    return tuple(replace(row, order=order) for order, row in enumerate(ordered))
+
+
+def _most_covered(rows: Sequence[RecordT]) -> RecordT:
+    """A step that measured the row speaks for it."""
+    return min(rows, key=lambda row: row.coverage is not Coverage.MEASURED)
+
+
+def _median_layer(rows: Sequence[LayerRecord]) -> LayerRecord:
+    activations = [row.activation for row in rows if row.activation is not None]
+    return replace(
+        _most_covered(rows),
+        activation=_median_statistics(activations),
+        **_medians(rows, LAYER_NUMBERS),
+    )
+
+
+def _median_parameter(rows: Sequence[ParameterRecord]) -> ParameterRecord:
+    return replace(_most_covered(rows), **_medians(rows, PARAMETER_NUMBERS))
+
+
+def _median_statistics(found: Sequence[TensorStatistics]) -> TensorStatistics | None:
+    return TensorStatistics(**_medians(found, STATISTICS)) if found else None
+
+
+def _median_trunk(trunks: Sequence[Trunk]) -> Trunk:
+    """Medians along the trunk of the first step; steps that took another path are left out."""
+    first = trunks[0]
+    names = [point.name for point in first.points]
+    alike = [trunk for trunk in trunks if [point.name for point in trunk.points] == names]
+    points = tuple(_median_point(points) for points in zip(*(trunk.points for trunk in alike), strict=True))
+    return replace(first, points=points)
+
+
+def _median_point(points: Sequence[TrunkPoint]) -> TrunkPoint:
+    activations = [point.activation for point in points if point.activation is not None]
+    return replace(points[0], activation=_median_statistics(activations), **_medians(points, LAYER_NUMBERS))
+
+
+def _medians(rows: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: _median(name, [getattr(row, name) for row in rows]) for name in names}
+
+
+def _median(name: str, values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return None
+    if name in WORST or name == "sample":
+        return max(measured)
+    return statistics.median(measured)

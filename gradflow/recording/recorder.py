@@ -1,0 +1,266 @@
+"""One recorded step: hooks and dataflow in, frozen records out.
+
+Usage: enter the recorder, run the forward inside ``recorder.forward()``, run backward, then ask for
+``recorder.layers()`` and the rest while the gradients are still on the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.recording.dataflow import Dataflow, Node, Observer
+from gradflow.recording.hooks import ModuleHooks, qualified_names
+from gradflow.recording.leaves import tensor_leaves
+from gradflow.recording.residual import adds_two_streams
+from gradflow.recording.tensor_stats import (
+    StatisticsCollector,
+    count_nonfinite,
+    l2_norm,
+    norm_and_nonfinite,
+    real_values,
+)
+from gradflow.recording.weight_ops import is_weight_op
+from gradflow.trace_model import TensorStatistics
+
+Gradient = tuple[float, int]
+"""L2 norm of the whole tensor, and how many of its elements are not finite."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One output leaf of one call, as it was seen."""
+
+    name: str
+    module: nn.Module
+    call: int
+    output: str
+    shape: tuple[int, ...]
+    dtype: str
+    floating: bool
+    probe: int | None = None
+    requires_grad: bool = False
+    node: Node | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Recomputed:
+    """An output that a checkpoint made again during backward."""
+
+    name: str
+    output: str
+    probe: int
+
+
+@dataclass(slots=True)
+class Probes:
+    """Everything that is measured in a step: each tensor once, with the gradient that reaches it."""
+
+    statistics: StatisticsCollector
+    gradients: dict[int, Gradient] = field(default_factory=dict)
+    _on_device: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def add(self, tensor: Tensor) -> int:
+        """Measure a tensor now and its gradient when backward reaches it."""
+        probe = self.statistics.add(tensor)
+        if tensor.requires_grad:
+            self.watch_gradient(tensor, probe)
+        return probe
+
+    def watch_gradient(self, tensor: Tensor, probe: int) -> None:
+        """Have the gradient of a tensor, as it is now, recorded under a probe."""
+        tensor.register_hook(partial(self._on_gradient, probe))  # type: ignore[no-untyped-call]
+
+    def collect(self) -> tuple[TensorStatistics, ...]:
+        """Statistics by probe; gradients that wait on another device are transferred, all at once."""
+        if self._on_device:
+            waiting = [torch.stack([norm.double(), bad.double()]) for norm, bad in self._on_device.values()]
+            home = waiting[0].device
+            rows = torch.stack([pair.to(home) for pair in waiting]).tolist()
+            for probe, (norm, bad) in zip(self._on_device, rows, strict=True):
+                self.gradients[probe] = (norm, int(bad))
+            self._on_device.clear()
+        return self.statistics.results()
+
+    def _on_gradient(self, probe: int, gradient: Tensor) -> None:
+        if gradient.device.type == "cpu":
+            self.gradients[probe] = norm_and_nonfinite(gradient)
+        else:
+            values = real_values(gradient)
+            self._on_device[probe] = (l2_norm(values), count_nonfinite(values))
+
+
+class Recorder:
+    """Records one forward and backward of a model, and leaves no hook behind.
+
+    Args:
+        module: The model.
+        batch_size: N of theory section 0; 0 where the inputs share no leading dimension.
+        observer: Told of every op besides.
+    """
+
+    def __init__(self, module: nn.Module, *, batch_size: int, observer: Observer | None = None) -> None:
+        self.module = module
+        self._observer = observer
+        self.batch_size = batch_size
+        self.names = qualified_names(module)
+        self.rows: list[Row] = []
+        self.probes = Probes(StatisticsCollector(batch_size))
+        self._row_modules = {child for child in self.names if _has_rows(child, module)}
+        self._calls: Counter[str] = Counter()
+        self._recomputed: list[_Recomputed] = []
+        self._hooks = ModuleHooks(self.names, self._on_output)
+        self.dataflow = Dataflow(module.parameters(), self._hooks.current, self._on_op)
+
+    def __enter__(self) -> Recorder:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    @contextmanager
+    def forward(self, inputs: Any) -> Iterator[None]:
+        """Trace what runs inside; ``inputs`` are the roots of the dataflow."""
+        for _, tensor in tensor_leaves(inputs):
+            self.dataflow.add_input(tensor)
+        with self.dataflow:
+            yield
+
+    def unseen_rows(self) -> tuple[tuple[nn.Module, str], ...]:
+        """Modules that ought to have a row and never passed their hook, in definition order."""
+        return tuple(
+            (m, name) for m, name in self.names.items() if m in self._row_modules and not self._calls[name]
+        )
+
+    def calls(self, name: str) -> int:
+        """How often a module was called."""
+        return self._calls[name]
+
+    def collect(self) -> tuple[TensorStatistics, ...]:
+        """Statistics by probe; call it once, after backward."""
+        statistics = self.probes.collect()
+        self._adopt_recomputed(statistics)
+        return statistics
+
+    def gradient_norm(self, probe: int | None) -> float | None:
+        """g of a probe: the root mean square over samples of the L2 norm; None where none arrived."""
+        gradient = None if probe is None else self.probes.gradients.get(probe)
+        return None if gradient is None else gradient[0] / math.sqrt(max(self.batch_size, 1))
+
+    def gradient_nonfinite(self, probe: int | None) -> int | None:
+        """How many elements of a probe's gradient are not finite; None where none arrived."""
+        gradient = None if probe is None else self.probes.gradients.get(probe)
+        return None if gradient is None else gradient[1]
+
+    def _on_output(self, name: str, module: nn.Module, output: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            if torch._C._current_graph_task_id() != -1:
+                self._on_recompute(name, module, output)
+                return
+            call = self._calls[name]
+            self._calls[name] = call + 1
+            leaves = tensor_leaves(output)
+            if module in self._row_modules:
+                self._add_rows(name, module, call, leaves)
+            for _, tensor in leaves:
+                node = self.dataflow.node_of(tensor)
+                if node is not None:
+                    node.returned_by = name
+                    node.made_by = node.made_by or name
+
+    def _add_rows(
+        self, name: str, module: nn.Module, call: int, leaves: tuple[tuple[str, Tensor], ...]
+    ) -> None:
+        floating = [leaf for leaf in leaves if leaf[1].is_floating_point() or leaf[1].is_complex()]
+        for path, tensor in floating:
+            node = self.dataflow.node_of(tensor)
+            row = _row(name, module, call, path, tensor)
+            row.node, row.probe, row.requires_grad = node, self._probe(tensor, node), tensor.requires_grad
+            self.rows.append(row)
+        if not floating:
+            path, first = leaves[0] if leaves else ("", None)
+            self.rows.append(_row(name, module, call, path, first))
+
+    def _probe(self, tensor: Tensor, node: Node | None) -> int:
+        if node is None:
+            return self.probes.add(tensor)
+        if node.probe is None:
+            node.probe = self.probes.add(tensor)
+        elif tensor.requires_grad and not node.requires_grad:
+            # The output of a re-entrant checkpoint: measured inside it, given its gradient function after.
+            self.probes.watch_gradient(tensor, node.probe)
+        return node.probe
+
+    def _on_op(self, node: Node, tensor: Tensor, args: tuple[Any, ...]) -> None:
+        """Measure what may stand on the trunk even where no module returns it."""
+        if node.floating and (
+            is_weight_op(node, self.dataflow.nodes) or adds_two_streams(node, self.dataflow.nodes)
+        ):
+            node.probe = self.probes.add(tensor)
+        if self._observer is not None:
+            self._observer(node, tensor, args)
+
+    def _on_recompute(self, name: str, module: nn.Module, output: Any) -> None:
+        if module not in self._row_modules:
+            return
+        for path, tensor in tensor_leaves(output):
+            if tensor.requires_grad and self._lacks_gradient(name, path):
+                self._recomputed.append(_Recomputed(name=name, output=path, probe=self.probes.add(tensor)))
+
+    def _lacks_gradient(self, name: str, output: str) -> bool:
+        """True where the first forward of a module had no graph: it ran inside a re-entrant checkpoint."""
+        return any(row.name == name and row.output == output and not row.requires_grad for row in self.rows)
+
+    def _adopt_recomputed(self, statistics: tuple[TensorStatistics, ...]) -> None:
+        """Give each first forward the gradient of the recomputation that made the same values."""
+        waiting = [row for row in self.rows if row.probe is not None and not row.requires_grad]
+        for again in self._recomputed:
+            for row in waiting:
+                same = (row.name, row.output) == (again.name, again.output) and row.probe is not None
+                if (
+                    same
+                    and again.probe in self.probes.gradients
+                    and _alike(statistics, row.probe, again.probe)
+                ):
+                    self.probes.gradients[row.probe or 0] = self.probes.gradients[again.probe]
+                    waiting.remove(row)
+                    break
+
+
+def _alike(statistics: tuple[TensorStatistics, ...], first: int | None, second: int) -> bool:
+    if first is None:
+        return False
+    return (statistics[first].rms, statistics[first].mean) == (
+        statistics[second].rms,
+        statistics[second].mean,
+    )
+
+
+def _has_rows(module: nn.Module, root: nn.Module) -> bool:
+    """Rows are for the root, for modules without children and for those that own parameters."""
+    if module is root:
+        return True
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return False
+    return not module._modules or any(p is not None for p in module._parameters.values())
+
+
+def _row(name: str, module: nn.Module, call: int, path: str, tensor: Tensor | None) -> Row:
+    return Row(
+        name=name,
+        module=module,
+        call=call,
+        output=path,
+        shape=() if tensor is None else tuple(tensor.shape),
+        dtype="" if tensor is None else str(tensor.dtype).removeprefix("torch."),
+        floating=tensor is not None and (tensor.is_floating_point() or tensor.is_complex()),
+    )

@@ -1,0 +1,203 @@
+"""One recorded step -> frozen records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from gradflow.recording.cuts import CutFinder
+from gradflow.recording.dataflow import Node
+from gradflow.recording.parameters import named_parameters, parameter_records
+from gradflow.recording.recorder import Recorder, Row
+from gradflow.recording.residual import residual_sites
+from gradflow.recording.trunk import find_trunk
+from gradflow.recording.weight_ops import CONV_OPS
+from gradflow.trace_model import (
+    Coverage,
+    LayerRecord,
+    ParameterRecord,
+    ResidualRecord,
+    TensorStatistics,
+    Trunk,
+    TrunkPoint,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What one step left behind."""
+
+    layers: tuple[LayerRecord, ...]
+    parameters: tuple[ParameterRecord, ...]
+    trunk: Trunk
+    residuals: tuple[ResidualRecord, ...]
+    loss: float | None
+    """None for a probe."""
+
+    @property
+    def has_nonfinite(self) -> bool:
+        """A NaN or Inf was seen in an activation, a gradient, a parameter or the loss."""
+        counts = [
+            *(row.activation.nonfinite for row in self.layers if row.activation is not None),
+            *(point.activation.nonfinite for point in self.trunk.points if point.activation is not None),
+            *(row.gradient_nonfinite for row in self.layers),
+            *(row.gradient_nonfinite for row in self.parameters),
+            *(row.value_nonfinite for row in self.parameters),
+        ]
+        return any(counts) or (self.loss is not None and not math.isfinite(self.loss))
+
+
+def step_record(
+    recorder: Recorder, *, end: Node | None, loss: float | None, optimized: frozenset[int] | None
+) -> StepRecord:
+    """Freeze a step; call it after backward, while the gradients are still on the parameters.
+
+    Args:
+        recorder: Of the step.
+        end: The node of the loss.
+        loss: Its value, None for a probe.
+        optimized: ``id`` of each parameter of the optimizer; None where no optimizer is known.
+    """
+    statistics = recorder.collect()
+    nodes = recorder.dataflow.nodes
+    cuts = CutFinder(nodes, None if end is None else end.index)
+    called = frozenset(name for name in recorder.names.values() if recorder.calls(name))
+    parameters = parameter_records(named_parameters(recorder.names), cuts, called, optimized)
+    layers = _layers(recorder, statistics, parameters, cuts)
+    return StepRecord(
+        layers=layers,
+        parameters=parameters,
+        trunk=_trunk(recorder, statistics, None if end is None else end.index),
+        residuals=_residuals(recorder),
+        loss=loss,
+    )
+
+
+def _layers(
+    recorder: Recorder,
+    statistics: Sequence[TensorStatistics],
+    parameters: Sequence[ParameterRecord],
+    cuts: CutFinder,
+) -> tuple[LayerRecord, ...]:
+    seen = [_layer(order, row, recorder, statistics) for order, row in enumerate(recorder.rows)]
+    bypassed = {p.module for p in parameters if p.gradient_norm is not None}
+    missing = [
+        LayerRecord(
+            order=len(seen) + position,
+            name=name,
+            call=0,
+            output="",
+            type=type(module).__name__,
+            shape=(),
+            dtype="",
+            coverage=_coverage_of_unseen(name, module, bypassed, cuts),
+        )
+        for position, (module, name) in enumerate(recorder.unseen_rows())
+    ]
+    return (*seen, *missing)
+
+
+def _coverage_of_unseen(name: str, module: nn.Module, bypassed: set[str], cuts: CutFinder) -> Coverage:
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    used = name in bypassed or any(cuts.is_consumed(id(parameter)) for parameter in own)
+    return Coverage.BYPASSED if own and used else Coverage.NEVER_CALLED
+
+
+def _layer(order: int, row: Row, recorder: Recorder, statistics: Sequence[TensorStatistics]) -> LayerRecord:
+    coverage, note = _coverage(row, recorder)
+    return LayerRecord(
+        order=order,
+        name=row.name,
+        call=row.call,
+        output=row.output,
+        type=type(row.module).__name__,
+        shape=row.shape,
+        dtype=row.dtype,
+        coverage=coverage,
+        activation=None if row.probe is None else statistics[row.probe],
+        gradient_norm=recorder.gradient_norm(row.probe),
+        gradient_nonfinite=recorder.gradient_nonfinite(row.probe),
+        note=note,
+    )
+
+
+def _coverage(row: Row, recorder: Recorder) -> tuple[Coverage, str]:
+    if row.probe is None:
+        return (
+            Coverage.NON_TENSOR,
+            "no floating tensor in the output" if row.dtype else "no tensor in the output",
+        )
+    if recorder.gradient_norm(row.probe) is not None:
+        return Coverage.MEASURED, "" if row.requires_grad else "gradient from a checkpoint's recomputation"
+    if row.requires_grad:
+        return Coverage.NO_GRAD, "the loss does not depend on it"
+    own = [parameter for parameter in row.module.parameters() if parameter is not None]
+    if own:
+        frozen = not any(parameter.requires_grad for parameter in own)
+        return (Coverage.FROZEN, "") if frozen else (Coverage.NO_GRAD, "ran without a graph")
+    if row.node is not None and row.node.from_parameter:
+        asked = any(recorder.dataflow.nodes[i].requires_grad for i in row.node.inputs)
+        return (
+            (Coverage.NO_GRAD, "ran without a graph")
+            if asked
+            else (Coverage.FROZEN, "all before it is frozen")
+        )
+    return Coverage.NO_GRAD, "nothing before it has a parameter"
+
+
+def _trunk(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int | None) -> Trunk:
+    nodes = recorder.dataflow.nodes
+    found = find_trunk(nodes, end)
+    by_probe = {row.probe: order for order, row in reversed(list(enumerate(recorder.rows)))}
+    points = tuple(_point(nodes[i], recorder, statistics, by_probe) for i in found.nodes)
+    return Trunk(kind=found.kind, points=points, batch_norm=found.batch_norm)
+
+
+def _point(
+    node: Node, recorder: Recorder, statistics: Sequence[TensorStatistics], by_probe: dict[int | None, int]
+) -> TrunkPoint:
+    layer = None if node.probe is None else by_probe.get(node.probe)
+    return TrunkPoint(
+        name=node.place if node.op != "add" else node.module,
+        op=node.op.strip("_"),
+        layer=layer,
+        shape=tuple(node.shape),
+        width=_width(node),
+        gradient_norm=recorder.gradient_norm(node.probe),
+        gradient_nonfinite=recorder.gradient_nonfinite(node.probe),
+        activation=None if node.probe is None else statistics[node.probe],
+    )
+
+
+def _width(node: Node) -> int:
+    """Units per position: channels of a convolution or of an image-shaped tensor, else the last dimension."""
+    if not node.shape:
+        return 0
+    channels_first = node.op in CONV_OPS or len(node.shape) >= 4
+    return int(node.shape[1] if channels_first and len(node.shape) > 1 else node.shape[-1])
+
+
+def _residuals(recorder: Recorder) -> tuple[ResidualRecord, ...]:
+    nodes = recorder.dataflow.nodes
+    counts: dict[str, int] = {}
+    records = []
+    for order, site in enumerate(residual_sites(nodes)):
+        node = nodes[site.node]
+        index = counts.get(node.module, 0)
+        counts[node.module] = index + 1
+        records.append(
+            ResidualRecord(
+                order=order,
+                name=node.module,
+                index=index,
+                call=0,
+                kind=site.kind,
+                source=node.source,
+                shape=tuple(node.shape),
+                gradient_norm=recorder.gradient_norm(node.probe),
+            )
+        )
+    return tuple(records)

@@ -1,0 +1,98 @@
+"""One seeded forward and backward of a model that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.errors import GradflowError, LossError
+from gradflow.recording.dataflow import Node
+from gradflow.recording.failures import describe_failure
+from gradflow.recording.hooks import qualified_names
+from gradflow.recording.nonfinite import FiniteCheck
+from gradflow.recording.parameters import named_parameters
+from gradflow.recording.recorder import Recorder
+from gradflow.recording.records import StepRecord, step_record
+from gradflow.recording.seeding import seed_everything
+from gradflow.recording.snapshot import Snapshot
+from gradflow.recording.target import Batch, Target
+from gradflow.trace_model import NonFiniteOrigin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A target made ready: unwrapped, with what stays the same over its steps."""
+
+    target: Target
+    module: nn.Module
+    snapshot: Snapshot
+    batch_size: int
+    optimized: frozenset[int] | None
+    """``id`` of each parameter of the optimizer; None where no optimizer is known."""
+
+
+def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
+    """Record one step; the model is put back afterwards."""
+    recorder = Recorder(job.module, batch_size=job.batch_size)
+    try:
+        loss, end = _forward_and_backward(job, recorder, batch, seed)
+        value = None if job.target.loss.is_probe else float(loss.detach().item())
+        return step_record(recorder, end=end, loss=value, optimized=job.optimized)
+    finally:
+        job.snapshot.restore()
+
+
+def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ...]:
+    """Run a step again, looking at every op, to find who made the first non-finite value."""
+    check = FiniteCheck(
+        {item.names[0]: item.parameter for item in named_parameters(qualified_names(job.module))}
+    )
+    recorder = Recorder(job.module, batch_size=job.batch_size, observer=check.on_op)
+    handles = check.watch_parameters()
+    try:
+        _, end = _forward_and_backward(job, recorder, batch, seed)
+        return check.origins(recorder, end)
+    finally:
+        for handle in handles:
+            handle.remove()
+        job.snapshot.restore()
+
+
+def _forward_and_backward(
+    job: Job, recorder: Recorder, batch: Batch, seed: int
+) -> tuple[Tensor, Node | None]:
+    job.snapshot.clear_gradients()
+    seed_everything(seed)
+    with torch.enable_grad(), recorder:
+        with recorder.forward((batch.args, dict(batch.kwargs))):
+            with blamed_on(job.module, "forward"):
+                outputs = job.target.forward(job.module, batch)
+            with blamed_on(job.module, "loss"):
+                loss = _scalar(job.target.loss.compute(outputs, batch))
+        end = recorder.dataflow.node_of(loss)
+        if loss.requires_grad:
+            with blamed_on(job.module, "backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+    return loss, end
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise LossError(f"the loss is not a scalar tensor but {got}; return loss.mean() or loss.sum()")
+    return loss
+
+
+@contextmanager
+def blamed_on(module: nn.Module, phase: str) -> Iterator[None]:
+    """Turn what the user's code raises into an error that says where; ours pass."""
+    try:
+        yield
+    except GradflowError:
+        raise
+    except Exception as error:
+        raise describe_failure(error, module, phase) from error
