@@ -50,12 +50,12 @@ def profile(trunk: Trunk) -> TrunkProfile:
     ends = gradient_ends(trunk)
     gradients = [math.nan if p.gradient_norm is None else p.gradient_norm for p in trunk.points]
     last = gradients[ends[1]] if ends else math.nan
-    drop, at = largest_drop(trunk)
+    drop = max(drops(trunk), key=lambda drop: drop[0], default=None)
     return TrunkProfile(
         gain=ratio(gradients[ends[0]], last) if ends else math.nan,
         slope=-theil_sen(log_gradients(trunk)),
-        largest_drop=drop,
-        largest_drop_at=_between(trunk, *at) if at else "",
+        largest_drop=drop[0] if drop else math.nan,
+        largest_drop_at=_between(trunk, *drop[1:]) if drop else "",
         signal_gain=_signal_gain(trunk),
         gains=tuple(ratio(g, last) for g in gradients),
     )
@@ -73,19 +73,18 @@ def log_gradients(trunk: Trunk) -> list[tuple[int, float]]:
     return [(k, math.log(g)) for k, g in pairs if g is not None and 0 < g < math.inf]
 
 
-def largest_drop(trunk: Trunk) -> tuple[float, tuple[int, int] | None]:
-    """Return D and the indices of the two measured tensors around it; NaN and None where there is none."""
+def drops(trunk: Trunk) -> list[tuple[float, int, int]]:
+    """Return (g_after / g_before, k before, k after) for each pair of neighbouring finite tensors."""
     known = [
         (k, point.gradient_norm)
         for k, point in enumerate(trunk.points)
         if point.gradient_norm is not None and math.isfinite(point.gradient_norm)
     ]
-    drops = [
-        (ratio(after, before), (k, next_k))
+    return [
+        (ratio(after, before), k, next_k)
         for (k, before), (next_k, after) in pairwise(known)
         if before > 0 or after > 0
     ]
-    return max(drops, key=lambda drop: drop[0], default=(math.nan, None))
 
 
 def theil_sen(points: Sequence[tuple[int, float]]) -> float:

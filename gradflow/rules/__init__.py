@@ -1,0 +1,62 @@
+"""The rules, in one plain tuple: a new rule is one file and one line here."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from gradflow.errors import UsageError
+from gradflow.rules.gf101_vanishing_gradient import RULE as GF101
+from gradflow.rules.gf102_exploding_gradient import RULE as GF102
+from gradflow.rules.gf103_no_gradient import RULE as GF103
+from gradflow.rules.gf104_non_finite_gradient import RULE as GF104
+from gradflow.rules.gf303_non_finite_activation import RULE as GF303
+from gradflow.rules.rule import Rule
+
+RULES: tuple[Rule, ...] = (GF101, GF102, GF103, GF104, GF303)
+
+
+def find_rule(code: str) -> Rule:
+    """Return the rule with this code or slug, in any case.
+
+    Raises:
+        UsageError: There is none; the sentence names the nearest.
+    """
+    wanted = code.strip().lower()
+    for rule in RULES:
+        if wanted in (rule.code.lower(), rule.slug):
+            return rule
+    near = nearest(wanted, [name for rule in RULES for name in (rule.code, rule.slug)])
+    raise UsageError(f"No rule is called {code!r}; did you mean {near}? `gradflow rules` lists them all.")
+
+
+def select_rules(select: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Return the rules that may speak, in their order; ``ignore`` wins over ``select``.
+
+    Args:
+        select: Codes ("GF101") or prefixes of codes ("GF1"), in any case.
+        ignore: The same.
+
+    Raises:
+        UsageError: A selector matches no rule; the sentence names the nearest that does.
+    """
+    chosen = {rule.code for selector in select for rule in _matching(selector)}
+    dropped = {rule.code for selector in ignore for rule in _matching(selector)}
+    return tuple(rule for rule in RULES if rule.code in chosen - dropped)
+
+
+def nearest(wanted: str, names: list[str]) -> str:
+    """Return the name that is most like what was wanted."""
+    lowered = {name.lower(): name for name in names}
+    return lowered[get_close_matches(wanted.lower(), list(lowered), n=1, cutoff=0.0)[0]]
+
+
+def _matching(selector: str) -> tuple[Rule, ...]:
+    prefix = selector.strip().upper()
+    found = tuple(rule for rule in RULES if prefix and rule.code.startswith(prefix))
+    if not found:
+        near = nearest(prefix, [rule.code for rule in RULES])
+        raise UsageError(
+            f"{selector!r} selects no rule; did you mean {near}? A selector is a code (GF101) or the start "
+            "of one (GF1), and `gradflow rules` lists them all."
+        )
+    return found

@@ -1,0 +1,101 @@
+"""One root cause per region: which finding explains which, as data.
+
+The rows stand in the order of precedence, and the first that applies names the cause. A new rule adds rows;
+nothing else changes. Following the rows from cause to effect never leads back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gradflow.findings import Finding, Severity
+from gradflow.rules.places import Span, span_of
+
+Region = Callable[[Span, Span], bool]
+"""``region(cause, effect)``: whether the effect is where the cause would put it."""
+
+
+def anywhere(cause: Span, effect: Span) -> bool:
+    """A loss that is not finite spoils every gradient."""
+    return True
+
+
+def upstream(cause: Span, effect: Span) -> bool:
+    """The effect lies at the cause or before it: what the backward carries on."""
+    return effect[1] <= cause[1]
+
+
+def reaches_upstream(cause: Span, effect: Span) -> bool:
+    """Some of the effect lies at the cause or before it."""
+    return effect[0] <= cause[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consequence:
+    """Findings of ``effects`` are consequences of an error of ``cause`` in the region it reaches."""
+
+    cause: str
+    effects: tuple[str, ...]
+    region: Region
+    only: str = ""
+    """Only findings whose evidence holds this ``cause``; "" for all."""
+
+
+CONSEQUENCES: tuple[Consequence, ...] = (
+    Consequence(cause="GF303", effects=("GF104", "GF101", "GF102"), region=anywhere),
+    Consequence(cause="GF104", effects=("GF101", "GF102"), region=reaches_upstream),
+    Consequence(cause="GF103", effects=("GF101", "GF102"), region=upstream, only="graph cut"),
+)
+
+
+def attribute(
+    findings: Sequence[Finding], known: Mapping[str, Span], rows: Sequence[Consequence] = CONSEQUENCES
+) -> tuple[Finding, ...]:
+    """Turn each finding that another explains into info with ``consequence_of``.
+
+    Args:
+        findings: What the rules said.
+        known: The span of every module, from ``places.spans``.
+        rows: Which rule's findings explain which.
+
+    Returns:
+        The same findings in the same order. ``consequence_of`` names a root cause, never a consequence.
+    """
+    causes = [_cause(findings, finding, known, rows) for finding in findings]
+    return tuple(
+        finding if cause is None else _demoted(finding, findings[_root(causes, cause)])
+        for finding, cause in zip(findings, causes, strict=True)
+    )
+
+
+def _cause(
+    findings: Sequence[Finding], effect: Finding, known: Mapping[str, Span], rows: Sequence[Consequence]
+) -> int | None:
+    where = span_of(effect.location, known)
+    for row in rows:
+        if effect.rule not in row.effects:
+            continue
+        for i, cause in enumerate(findings):
+            if (
+                cause.rule == row.cause
+                and _explains(row, cause)
+                and row.region(span_of(cause.location, known), where)
+            ):
+                return i
+    return None
+
+
+def _explains(row: Consequence, cause: Finding) -> bool:
+    return cause.severity is Severity.ERROR and (not row.only or ("cause", row.only) in cause.evidence)
+
+
+def _root(causes: Sequence[int | None], position: int) -> int:
+    before = causes[position]
+    while before is not None:
+        position, before = before, causes[before]
+    return position
+
+
+def _demoted(finding: Finding, cause: Finding) -> Finding:
+    return replace(finding, severity=Severity.INFO, consequence_of=f"{cause.rule} {cause.location}")
