@@ -142,7 +142,7 @@ def _gain(trunk: Trunk, summary: TrunkProfile) -> Verdict | None:
     first, last = labels(trunk, *(gradient_ends(trunk) or (0, -1)))
     words = (
         f"Of the gradient at {last}, {number(summary.gain)} is left at {first} "
-        f"({limit.severity} below {limit.value:g}){per_layer(summary)}"
+        f"({limit.severity} below {number(limit.value)}){per_layer(summary)}"
     )
     return Verdict(severity=limit.severity, value=summary.gain, threshold=limit.value, words=words)
 
@@ -159,7 +159,7 @@ def _slope(trunk: Trunk, summary: TrunkProfile) -> Verdict | None:
     first, last = labels(trunk, logs[0][0], logs[-1][0])
     words = (
         f"Each layer from {last} back to {first} keeps {number(gain)} of the gradient "
-        f"({SLOPE_LIMIT.severity} below {SLOPE_LIMIT.value:g}), {number(summary.gain)} in all"
+        f"({SLOPE_LIMIT.severity} below {number(SLOPE_LIMIT.value)}), {number(summary.gain)} in all"
     )
     return Verdict(severity=SLOPE_LIMIT.severity, value=gain, threshold=SLOPE_LIMIT.value, words=words)
 
@@ -186,7 +186,7 @@ def _drop(trunk: Trunk, drop: tuple[float, int, int]) -> Verdict | None:
     before, after = labels(trunk, *drop[1:])
     words = (
         f"The gradient falls {number(drop[0])}-fold from {after} back to {before} "
-        f"({limit.severity} above {limit.value:g} in one layer)"
+        f"({limit.severity} above {number(limit.value)} in one layer)"
     )
     return Verdict(severity=limit.severity, value=drop[0], threshold=limit.value, words=words)
 
@@ -201,7 +201,7 @@ def _zero(trace: Trace, drop: tuple[float, int, int]) -> Verdict | None:
     if _starts_at_zero(trace, trace.trunk.points[drop[2]].name):
         words += f": the weight of {after} is all zeros, and the first step may wake it"
     else:
-        words += f" ({limit.severity} below {limit.value:g})"
+        words += f" ({limit.severity} below {number(limit.value)})"
     return Verdict(severity=limit.severity, value=0.0, threshold=limit.value, words=words)
 
 

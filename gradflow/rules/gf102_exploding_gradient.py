@@ -85,7 +85,8 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
         location=_place(trunk, summary),
         message=(
             f"The gradient grows {number(summary.gain)}-fold from {last} back to {first} "
-            f"({limit.severity} above {limit.value:g}){per_layer(summary)}" + _cause_in_words(trunk, summary)
+            f"({limit.severity} above {number(limit.value)}){per_layer(summary)}"
+            + _cause_in_words(trunk, summary)
         ),
         why=WHY,
         hint=_hint(trace, summary),

@@ -55,7 +55,7 @@ WORDS: dict[Cause, Words] = {
     ),
     Cause.NOTHING: Words(
         severity=Severity.ERROR,
-        what="get no gradient, and no other parameter does",
+        what="get no gradient (0 allowed), and no other parameter does",
         why="Nothing in the model can be trained by this loss",
         hint=(
             "Check that the loss is computed from the outputs of this forward, with gradients enabled, and "
@@ -64,7 +64,7 @@ WORDS: dict[Cause, Words] = {
     ),
     Cause.NEVER_CALLED: Words(
         severity=Severity.WARNING,
-        what="get no gradient: the module never ran",
+        what="get no gradient (0 allowed): the module never ran",
         why="It takes memory, is not trained, and stops DistributedDataParallel with an error",
         hint="Call it in forward, or remove it; if it runs only sometimes, set find_unused_parameters=True",
     ),
@@ -82,7 +82,7 @@ WORDS: dict[Cause, Words] = {
     ),
     Cause.UNUSED_OUTPUT: Words(
         severity=Severity.WARNING,
-        what="get no gradient: what they compute does not reach the loss",
+        what="get no gradient (0 allowed): what they compute does not reach the loss",
         why="It costs time and memory, is not trained, and stops DistributedDataParallel with an error",
         hint=(
             "Use that output in the loss, or switch it off (an unused pooler: add_pooling_layer=False); "
@@ -91,7 +91,7 @@ WORDS: dict[Cause, Words] = {
     ),
     Cause.NOT_IN_OPTIMIZER: Words(
         severity=Severity.ERROR,
-        what="are not among the optimizer's parameters",
+        what="are not among the optimizer's parameters (0 allowed)",
         why="They receive a gradient, and no step ever applies it",
         hint=(
             "Hand model.parameters() to the optimizer after the whole model is built and moved; modules in a "
@@ -236,7 +236,7 @@ def _finding(cause: Cause, place: Location, group: Sequence[ParameterRecord]) ->
         slug=RULE.slug,
         severity=words.severity,
         location=place,
-        message=f"{_amount(group)} of {place} {words.what}{' (0 allowed)' if judged else ''}",
+        message=f"{_amount(group)} of {place} {words.what}",
         why=words.why,
         hint=words.hint,
         value=float(len(group)),

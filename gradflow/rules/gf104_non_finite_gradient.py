@@ -10,6 +10,7 @@ from gradflow.rules.nonfinite import (
     DIVISION_HINT,
     ROOT_HINT,
     innermost,
+    neighbours,
     nonfinite_gradients,
     op_hint,
     origin_of,
@@ -72,14 +73,11 @@ def _consumer(trace: Trace, order: int) -> str:
 
 def _producer(trace: Trace, origin: NonFiniteOrigin) -> Finding:
     carriers = len({row.name for row in nonfinite_gradients(trace)} - {origin.name, ""})
-    told = origin.last_finite in ("", origin.name)
-    after = "" if told else f" (last finite: {origin.last_finite})"
-    spread = f"; {carriers} other modules receive it" if carriers else ""
     words = (
         f"The backward of {producer(origin)} makes {origin.count} elements {origin.value} (0 allowed)"
         if origin.op
         else f"The gradient that reaches {producer(origin)} holds {origin.count} {origin.value} elements "
-        "(0 allowed), the first going back from the loss"
+        "(0 allowed), the first one going back from the loss"
     )
     evidence = (
         ("op", origin.op),
@@ -90,7 +88,13 @@ def _producer(trace: Trace, origin: NonFiniteOrigin) -> Finding:
     )
     known = tuple((name, fact) for name, fact in evidence if fact != "")
     place = Location(first=origin.name)
-    return _finding(place, words + after + spread, op_hint(origin.op), origin.count, known)
+    return _finding(
+        place,
+        words + neighbours(origin, carriers, "it is passed on to"),
+        op_hint(origin.op),
+        origin.count,
+        known,
+    )
 
 
 def _finding(
@@ -119,8 +123,8 @@ RULE = Rule(
         "incoming gradient is finite; everything before it in the model only receives the value and is not "
         "reported again.\n\n"
         "A forward can be finite where its backward is not: the root at 0 has an infinite slope, and "
-        "infinity times the 0 of a ReLU is NaN. Where the forward is not finite itself, GF303 is the root "
-        "cause and this finding its consequence."
+        "infinity times the 0 of a square's slope is NaN. Where the forward is not finite itself, GF303 is "
+        "the root cause and this finding its consequence."
     ),
     formula="number of elements x with x != x or |x| = Inf, exact, over dL/dh of every output and dL/dW",
     why=WHY + ".",
@@ -134,13 +138,14 @@ import torch
 from torch import nn
 
 
-class RootOfZero(nn.Module):
+class Distances(nn.Module):
     def forward(self, x):
-        return torch.sqrt(torch.relu(x))  # finite, but its slope at 0 is infinite
+        squares = (x[:, None] - x[None]).square().sum(-1)
+        return torch.sqrt(squares)  # 0 on the diagonal, where the root has an infinite slope
 
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(16, 16), RootOfZero(), nn.Linear(16, 4))
+model = nn.Sequential(nn.Linear(16, 16), Distances(), nn.Linear(8, 4))
 example_inputs = torch.randn(8, 16)
 """,
     healthy_example="""\
@@ -148,13 +153,14 @@ import torch
 from torch import nn
 
 
-class RootAboveZero(nn.Module):
+class Distances(nn.Module):
     def forward(self, x):
-        return torch.sqrt(torch.relu(x) + 1e-3)
+        squares = (x[:, None] - x[None]).square().sum(-1)
+        return torch.sqrt(squares + 1e-3)
 
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(16, 16), RootAboveZero(), nn.Linear(16, 4))
+model = nn.Sequential(nn.Linear(16, 16), Distances(), nn.Linear(8, 4))
 example_inputs = torch.randn(8, 16)
 """,
     check=check,

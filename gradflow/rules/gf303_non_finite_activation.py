@@ -13,6 +13,7 @@ from gradflow.rules.nonfinite import (
     OVERFLOW_HINT,
     innermost,
     loss_is_finite,
+    neighbours,
     nonfinite_activations,
     nonfinite_gradients,
     op_hint,
@@ -104,11 +105,9 @@ def _absorbed(trace: Trace, origin: NonFiniteOrigin) -> bool:
 
 def _producer(trace: Trace, origin: NonFiniteOrigin) -> Finding:
     carriers = len({row.name for row in nonfinite_activations(trace)} - {origin.name, ""})
-    after = f" (last finite: {origin.last_finite})" if origin.last_finite else ""
-    spread = f"; {carriers} other modules carry it" if carriers else ""
     words = (
         f"{producer(origin)} makes {origin.count} elements {origin.value} from finite inputs "
-        f"(0 allowed){after}{spread}"
+        f"(0 allowed){neighbours(origin, carriers, 'it is carried on by')}"
     )
     evidence = (
         ("op", origin.op),

@@ -62,6 +62,15 @@ def producer(origin: NonFiniteOrigin) -> str:
     return f"{words} ({origin.source})" if origin.source else words
 
 
+def neighbours(origin: NonFiniteOrigin, carriers: int, verb: str) -> str:
+    """The end of a sentence: the clean side, and how many other modules the value went on to."""
+    clean = (
+        "" if origin.last_finite in ("", origin.name) else f"; the last finite one is {origin.last_finite}"
+    )
+    noun = "module" if carriers == 1 else "modules"
+    return clean + (f"; {verb} {carriers} other {noun}" if carriers else "")
+
+
 def origin_of(trace: Trace, phase: str) -> NonFiniteOrigin | None:
     """Return the origin that was recorded for a phase, or None."""
     return next((origin for origin in trace.origins if origin.phase == phase), None)
