@@ -1,0 +1,119 @@
+"""The command line: lists the commands, catches every error once, sets the exit code.
+
+Nothing heavier than typer is imported here or by the command modules; each command imports what it needs when
+it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, ParamSpec
+
+import typer
+from typer.core import TyperGroup
+
+from gradflow._version import __version__
+from gradflow.commands.delivery import ARGUMENTS
+from gradflow.commands.explain_rule import explain
+from gradflow.commands.inspect_model import inspect
+from gradflow.commands.rerender import report
+from gradflow.commands.rule_list import rules
+from gradflow.errors import GradflowError, ModelError
+
+Options = ParamSpec("Options")
+
+INTERRUPTED = 130
+BUG = 4
+
+
+class _Group(TyperGroup):
+    """Keeps the arguments as they were typed, for the commands that a report suggests."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        ctx.meta[ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="gradflow",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog="Exit codes: 0 clean, 1 findings (with --fail-on), 2 usage or target not understood, "
+    "3 the model raised, 4 a bug in gradflow.",
+)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app(prog_name="gradflow")
+
+
+def guarded(command: Callable[Options, int]) -> Callable[Options, None]:
+    """A command that ends in its exit code, whatever it raises; the only place that catches errors."""
+
+    @wraps(command)
+    def run(*args: Options.args, **kwargs: Options.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except GradflowError as error:
+            code = _say(error)
+        except KeyboardInterrupt:
+            print("interrupted; nothing was written", file=sys.stderr)
+            code = INTERRUPTED
+        except Exception as error:
+            code = _confess(error)
+        raise typer.Exit(code)
+
+    return run
+
+
+def _say(error: GradflowError) -> int:
+    if isinstance(error, ModelError) and error.trace_text:
+        print(error.trace_text.rstrip("\n"), file=sys.stderr)
+    print(f"gradflow: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _confess(error: Exception) -> int:
+    traceback.print_exception(error)
+    print(
+        f"gradflow: a bug in gradflow ({type(error).__name__}); please report the traceback above with the "
+        "command line, the model file if you can, and what `gradflow --version` prints",
+        file=sys.stderr,
+    )
+    return BUG
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            torch = version("torch")
+        except PackageNotFoundError:
+            torch = "not installed"
+        print(f"gradflow {__version__} (torch {torch}, Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+@app.callback()
+def _gradflow(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Say where the gradient of a PyTorch model goes, which layers lose it, and what to change.
+
+    Start with: gradflow inspect model.py
+    """
+
+
+for _command in (inspect, report, rules, explain):
+    app.command()(guarded(_command))

@@ -1,0 +1,62 @@
+"""``gradflow inspect``: a model file -> what its gradient does."""
+
+from __future__ import annotations
+
+import typer
+
+from gradflow.commands import options
+from gradflow.commands.delivery import deliver, delivery, judged_by
+from gradflow.commands.progress import progress_line
+
+
+def inspect(
+    context: typer.Context,
+    target: options.Target,
+    inputs: options.Inputs = None,
+    loss: options.Loss = None,
+    batch_size: options.BatchSize = None,
+    checkpoint: options.Checkpoint = None,
+    trained: options.Trained = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    seed: options.Seed = 0,
+    steps: options.Steps = 1,
+    train: options.Training = None,
+    select: options.Select = None,
+    ignore: options.Ignore = None,
+    fail_on: options.FailOn = None,
+    form: options.Format = "table",
+    output: options.Output = None,
+    csv: options.Csv = None,
+    show_all: options.ShowAll = False,
+) -> int:
+    """Run a model forward and backward once and say where its gradient goes.
+
+    The exit code is 0 whatever is found, unless --fail-on is given.
+    """
+    from gradflow.analyzer import analyze
+
+    place = delivery(context, form, output, csv, show_all)
+    config = judged_by(select, ignore, fail_on)
+    with progress_line() as show:
+        show("importing torch")
+        from gradflow.recording.execution import record
+        from gradflow.recording.target import TargetOptions, load_target
+
+        wanted = TargetOptions(
+            inputs=tuple(inputs or ()),
+            loss=loss,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            mode={True: "train", False: "eval", None: None}[train],
+        )
+        show(f"building {target}")
+        model = load_target(target, wanted)
+        trained = trained or checkpoint is not None
+        trace = record(model, seed=seed, steps=steps, trained=trained, mode=wanted.mode, progress=show)
+    report = analyze(trace, config)
+    deliver(report, place)
+    return 1 if report.fails(config.fail_on) else 0

@@ -1,0 +1,46 @@
+"""The report as one JSON object, for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gradflow.findings import Finding
+from gradflow.plain_values import to_plain
+from gradflow.report import Report
+from gradflow.trace_file import finding_rows, layer_rows, parameter_rows, residual_rows
+
+
+def render(report: Report) -> str:
+    """``schema``, ``run``, ``profile`` and the flat arrays, keyed as the CSV columns; all ASCII.
+
+    A float is written so that it reads back the same; NaN and infinities are the strings "NaN", "Infinity",
+    "-Infinity"; not measured is ``null``.
+    """
+    return json.dumps(to_plain(contents(report)), allow_nan=False, indent=1) + "\n"
+
+
+def contents(report: Report) -> dict[str, Any]:
+    """The object that :func:`render` writes."""
+    trace = report.trace
+    return {
+        "schema": trace.schema,
+        "run": trace.run,
+        "profile": {
+            "trunk": trace.trunk.kind,
+            **to_plain(report.profile),
+            "tensors": [point.name for point in trace.trunk.points],
+        },
+        "layers": layer_rows(trace),
+        "residuals": residual_rows(trace),
+        "parameters": parameter_rows(trace),
+        "findings": _findings(report.findings),
+    }
+
+
+def _findings(findings: tuple[Finding, ...]) -> list[dict[str, Any]]:
+    rows = finding_rows(findings)
+    return [
+        {**row, "why": finding.why, "evidence": dict(finding.evidence)}
+        for row, finding in zip(rows, findings, strict=True)
+    ]
