@@ -22,8 +22,8 @@ COVERAGES = {str(value) for value in Coverage}
 
 
 def elements(shape: str) -> int:
-    """The number of elements of a "8x3x32" cell; 1 for a 0-d tensor."""
-    return math.prod(int(size) for size in shape.split("x")) if shape else 1
+    """The number of elements of a "8x3x32" cell."""
+    return 1 if shape == "scalar" else math.prod(int(size) for size in shape.split("x"))
 
 
 def check_report(report: gradflow.Report, model: nn.Module) -> None:
