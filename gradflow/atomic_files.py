@@ -21,7 +21,7 @@ def write_text(path: str | Path, text: str) -> None:
     """
     place = Path(path).resolve()
     if place.exists() and not place.is_file() and not place.is_dir():
-        place.write_text(text, encoding="utf-8", newline="")
+        place.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         return
     check_place(path)
     _replace_all({place: text})
@@ -71,11 +71,14 @@ def check_folder(directory: str | Path) -> None:
 
 
 def _replace_all(files: Mapping[Path, str]) -> None:
+    for place in files:
+        if place.is_dir():
+            raise TraceFileError(f"cannot write {place}: it is a folder; choose another place")
     staged: dict[Path, Path] = {}
     try:
         for place, text in files.items():
             staged[place] = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-            staged[place].write_text(text, encoding="utf-8", newline="")
+            staged[place].write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
             if place.exists():
                 shutil.copymode(place, staged[place])
         for place, temporary in staged.items():

@@ -9,7 +9,7 @@ import typer
 
 
 def explain(
-    rule: Annotated[str, typer.Argument(help="A code or a name: GF101, vanishing-gradient.")],
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="A code or a name: GF101, vanishing-gradient.")],
 ) -> int:
     """Show a rule's page: meaning, formula, limits, sources, a failing and a healthy example.
 
@@ -20,9 +20,10 @@ def explain(
     from gradflow.rules.pages import render_page
 
     page = render_page(find_rule(rule))
-    if wants_colour(sys.stdout):
+    colour = wants_colour(sys.stdout)
+    if colour or sys.stdout.isatty():
         from gradflow.reporters.page import rendered_page
 
-        page = rendered_page(page, Screen(width=width_of(sys.stdout), colour=True))
+        page = rendered_page(page, Screen(width=width_of(sys.stdout), colour=colour))
     emit(page, sys.stdout)
     return 0

@@ -14,6 +14,7 @@ _TARGET, _RUN, _RULES, _OUTPUT = "Target", "Run", "Rules", "Output"
 Target: TypeAlias = Annotated[
     str,
     typer.Argument(
+        metavar="TARGET",
         help="path/to/model.py, path/to/model.py:NAME or package.module:NAME. NAME is a module, a class, "
         "or a function that returns one.",
         show_default=False,

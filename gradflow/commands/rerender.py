@@ -13,7 +13,7 @@ from gradflow.commands.delivery import deliver, delivery, judged_by
 
 def report(
     context: typer.Context,
-    trace: Annotated[Path, typer.Argument(help="A trace.json that --csv DIR wrote.")],
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace.json that --csv DIR wrote.")],
     select: options.Select = None,
     ignore: options.Ignore = None,
     fail_on: options.FailOn = None,

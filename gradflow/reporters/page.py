@@ -47,13 +47,14 @@ _CODE = ANSISyntaxTheme(
 
 
 def rendered_page(markdown: str, screen: Screen) -> str:
-    """Markdown as text with colour codes, no wider than the screen nor than reads well."""
+    """Markdown as text, with or without colour codes, no wider than the screen nor than reads well."""
     stream = io.StringIO()
     console = Console(
         file=stream,
         width=min(screen.width, PROSE_WIDTH),
-        force_terminal=True,
-        color_system="standard",
+        force_terminal=screen.colour,
+        color_system="standard" if screen.colour else None,
+        no_color=not screen.colour,
         legacy_windows=False,
         theme=_THEME,
     )

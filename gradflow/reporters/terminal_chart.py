@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -172,7 +174,9 @@ def _plot(chart: Chart, colour: str) -> list[Text]:
     for row in range(chart.height):
         label = _label(chart, row)
         edge = f"{label:>{_MARGIN - 2}} {'┤' if label else '│'}"
-        lines.append(Text.assemble(edge, *(_cells(chart, bar, row, colour) for bar in chart.bars)))
+        cells = [_cells(chart, bar, row, colour) for bar in chart.bars]
+        runs = [("".join(text for text, _ in run), style) for style, run in groupby(cells, itemgetter(1))]
+        lines.append(Text.assemble(edge, *runs))
     bottom = _label(chart, chart.height)
     lines.append(Text(f"{bottom:>{_MARGIN - 2}} └{'─' * (chart.bar_width * len(chart.bars))}"))
     return lines

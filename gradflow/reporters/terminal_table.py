@@ -150,7 +150,7 @@ def _fit(rows: Sequence[TableRow], width: int) -> dict[str, int]:
         room = width - 2 - sum(kept.values()) + kept["name"] - len(_GAP) * (len(kept) - 1)
         if room >= wanted:
             break
-    return kept | {"name": max(8, min(natural["name"], room))}
+    return kept | {"name": min(natural["name"], max(8, room))}
 
 
 def _aligned(column: str, text: str, widths: dict[str, int]) -> str:

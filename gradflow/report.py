@@ -1,0 +1,93 @@
+"""The answer: a recording, what the rules say about it, and the ways to take it away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradflow.findings import Finding, Severity
+from gradflow.trace_model import Trace
+from gradflow.trunk_profile import TrunkProfile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One recording with its findings; ``print(report)`` shows it as ``gradflow inspect`` does.
+
+    pandas and the reporters are imported by the methods that need them, never with this module.
+    """
+
+    trace: Trace
+    findings: tuple[Finding, ...]
+    """Worst first, a consequence after its cause."""
+    profile: TrunkProfile
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity among the findings; None without findings."""
+        return max((finding.severity for finding in self.findings), key=lambda s: s.rank, default=None)
+
+    def fails(self, threshold: Severity | None) -> bool:
+        """Whether a finding is at or above ``threshold``; never for None."""
+        return threshold is not None and any(f.severity.rank >= threshold.rank for f in self.findings)
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row a floating output and call of a layer; columns and units in ``docs/csv.md``."""
+        from gradflow.columns import LAYER_COLUMNS
+        from gradflow.frames import frame
+        from gradflow.trace_file import layer_rows
+
+        return frame(layer_rows(self.trace), LAYER_COLUMNS)
+
+    @property
+    def residuals(self) -> pd.DataFrame:
+        """One row a residual site; columns and units in ``docs/csv.md``."""
+        from gradflow.columns import RESIDUAL_COLUMNS
+        from gradflow.frames import frame
+        from gradflow.trace_file import residual_rows
+
+        return frame(residual_rows(self.trace), RESIDUAL_COLUMNS)
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        """One row a parameter, tied ones once; columns and units in ``docs/csv.md``."""
+        from gradflow.columns import PARAMETER_COLUMNS
+        from gradflow.frames import frame
+        from gradflow.trace_file import parameter_rows
+
+        return frame(parameter_rows(self.trace), PARAMETER_COLUMNS)
+
+    def to_csv(self, directory: str | Path) -> None:
+        """Write layers.csv, parameters.csv, findings.csv, trace.json, and residuals.csv where there are any.
+
+        Args:
+            directory: A folder; made if it is missing. The files appear together or not at all.
+
+        Raises:
+            TraceFileError: The folder cannot be made or written to.
+        """
+        from gradflow.reporters import csv_files
+
+        csv_files.write(self, directory)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the whole report as one JSON object (``schema``, ``run``, ``profile`` and flat arrays).
+
+        Raises:
+            TraceFileError: The file cannot be written.
+        """
+        from gradflow.atomic_files import write_text
+        from gradflow.reporters import json_file
+
+        write_text(path, json_file.render(self))
+
+    def __str__(self) -> str:
+        from gradflow.reporters import terminal
+        from gradflow.reporters.screen import Screen
+
+        return terminal.render(self, Screen(width=80)).rstrip("\n")

@@ -1,0 +1,214 @@
+"""Trace <-> a versioned JSON file, and the rows every table is made from.
+
+A row is a plain dict, one key a column of :mod:`gradflow.columns`, in that order; a cell is a string, an
+integer, a float, a bool, or ``None`` for *not measured*.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from gradflow.atomic_files import write_text
+from gradflow.errors import TraceFileError
+from gradflow.findings import Finding
+from gradflow.plain_values import from_plain, to_plain
+from gradflow.trace_model import (
+    SCHEMA_VERSION,
+    GraphCut,
+    LayerRecord,
+    ParameterRecord,
+    ResidualRecord,
+    TensorStatistics,
+    Trace,
+)
+
+Cell: TypeAlias = str | int | float | bool | None
+Row: TypeAlias = dict[str, Cell]
+
+_NOTHING_MEASURED = TensorStatistics()
+
+
+def save(trace: Trace, path: str | Path) -> None:
+    """Write a trace; the file appears whole or not at all.
+
+    Raises:
+        TraceFileError: The file cannot be written there.
+    """
+    write_text(path, dumps(trace))
+
+
+def load(path: str | Path) -> Trace:
+    """Read a trace that :func:`save` wrote.
+
+    Raises:
+        TraceFileError: There is no such file, or it is not a trace this version understands.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise TraceFileError(
+            f"cannot read {path}: {reason}; `gradflow inspect TARGET --csv DIR` writes DIR/trace.json"
+        ) from error
+    return loads(text, name=str(path))
+
+
+def dumps(trace: Trace) -> str:
+    """A trace as JSON text; NaN and infinities become the strings "NaN", "Infinity", "-Infinity"."""
+    plain = to_plain(trace)
+    ordered = {"schema": plain.pop("schema"), **plain}
+    return json.dumps(ordered, allow_nan=False, indent=1) + "\n"
+
+
+def loads(text: str, *, name: str = "the trace") -> Trace:
+    """JSON text as a trace; the exact inverse of :func:`dumps`.
+
+    Args:
+        text: What :func:`dumps` returned.
+        name: What to call the text in an error.
+
+    Raises:
+        TraceFileError: It is not JSON, not a trace, or of another schema version.
+    """
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TraceFileError(f"{name} is not JSON ({error}); was it cut short? Record it again") from error
+    _check_schema(plain, name)
+    try:
+        return from_plain(Trace, plain)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TraceFileError(f"{name} is a damaged trace ({error}); record it again") from error
+
+
+def _check_schema(plain: Any, name: str) -> None:
+    if isinstance(plain, dict) and "findings" in plain:
+        raise TraceFileError(
+            f"{name} is a report, not a trace; "
+            "`gradflow inspect TARGET --csv DIR` writes the trace as DIR/trace.json"
+        )
+    if not isinstance(plain, dict) or "schema" not in plain or "trunk" not in plain:
+        raise TraceFileError(f"{name} is not a gradflow trace; give the trace.json that --csv DIR writes")
+    if plain["schema"] != SCHEMA_VERSION:
+        raise TraceFileError(
+            f"{name} has schema version {plain['schema']} and this gradflow reads {SCHEMA_VERSION}; "
+            "record it again, or read it with the gradflow named under run.gradflow_version"
+        )
+
+
+def shape_text(shape: tuple[int, ...], dtype: str, *, times: str = "x") -> str:
+    """(8, 3, 32, 32) -> "8x3x32x32"; "scalar" for a 0-d tensor, "" where there is no tensor."""
+    if shape:
+        return times.join(str(size) for size in shape)
+    return "scalar" if dtype else ""
+
+
+def layer_rows(trace: Trace) -> list[Row]:
+    """One row a layer record, in execution order; columns: :data:`gradflow.columns.LAYER_COLUMNS`."""
+    return [_layer_row(layer) for layer in trace.layers]
+
+
+def parameter_rows(trace: Trace) -> list[Row]:
+    """One row a parameter; columns: :data:`gradflow.columns.PARAMETER_COLUMNS`."""
+    return [_parameter_row(parameter) for parameter in trace.parameters]
+
+
+def residual_rows(trace: Trace) -> list[Row]:
+    """One row a residual site; columns: :data:`gradflow.columns.RESIDUAL_COLUMNS`."""
+    return [_residual_row(residual) for residual in trace.residuals]
+
+
+def finding_rows(findings: Iterable[Finding]) -> list[Row]:
+    """One row a finding; columns: :data:`gradflow.columns.FINDING_COLUMNS`."""
+    return [
+        {
+            "rule": finding.rule,
+            "slug": finding.slug,
+            "severity": finding.severity.value,
+            "location": str(finding.location),
+            "value": finding.value,
+            "threshold": finding.threshold,
+            "message": finding.message,
+            "hint": finding.hint,
+            "consequence_of": finding.consequence_of,
+        }
+        for finding in findings
+    ]
+
+
+def _layer_row(layer: LayerRecord) -> Row:
+    activation = layer.activation or _NOTHING_MEASURED
+    return {
+        "order": layer.order,
+        "name": layer.name,
+        "call": layer.call,
+        "output": layer.output,
+        "type": layer.type,
+        "shape": shape_text(layer.shape, layer.dtype),
+        "dtype": layer.dtype,
+        "coverage": layer.coverage.value,
+        "activation_mean": activation.mean,
+        "activation_std": activation.std,
+        "activation_rms": activation.rms,
+        "activation_absmax": activation.absmax,
+        "activation_zero_fraction": activation.zero_fraction,
+        "activation_nonfinite": activation.nonfinite,
+        "signal": activation.signal,
+        "common_mode": activation.common_mode,
+        "gradient_norm": layer.gradient_norm,
+        "gradient_nonfinite": layer.gradient_nonfinite,
+        "sample": activation.sample,
+        "note": layer.note,
+    }
+
+
+def _parameter_row(parameter: ParameterRecord) -> Row:
+    cut = parameter.cut or GraphCut(op="", module="", where="", source="")
+    return {
+        "name": parameter.name,
+        "aliases": ";".join(parameter.aliases),
+        "module": parameter.module,
+        "shape": shape_text(parameter.shape, parameter.dtype),
+        "dtype": parameter.dtype,
+        "coverage": parameter.coverage.value,
+        "norm": parameter.norm,
+        "gradient_norm": parameter.gradient_norm,
+        "gradient_nonfinite": parameter.gradient_nonfinite,
+        "elasticity": parameter.elasticity,
+        "gradient_ratio": parameter.gradient_ratio,
+        "value_nonfinite": parameter.value_nonfinite,
+        "module_type": parameter.module_type,
+        "requires_grad": parameter.requires_grad,
+        "in_optimizer": parameter.in_optimizer,
+        "cut_op": cut.op,
+        "cut_module": cut.module,
+        "cut_where": cut.where,
+        "cut_source": cut.source,
+    }
+
+
+def _residual_row(residual: ResidualRecord) -> Row:
+    """The record holds the site and its gradient; the columns of its two operands are not measured."""
+    return {
+        "order": residual.order,
+        "name": residual.name,
+        "index": residual.index,
+        "call": residual.call,
+        "kind": residual.kind,
+        "source": residual.source,
+        "shape": shape_text(residual.shape, "float"),
+        "skip_norm": None,
+        "branch_norm": None,
+        "rho": None,
+        "cosine": None,
+        "block_influence": None,
+        "gradient_norm": residual.gradient_norm,
+        "source_gradient_norm": None,
+        "branch_scale": None,
+        "branches": None,
+        "parent": None,
+        "span": None,
+    }
