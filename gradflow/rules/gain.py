@@ -14,6 +14,9 @@ from gradflow.trunk_profile import TrunkProfile, gradient_ends, point_label
 NOISE_DEVIATIONS = 3.0
 """|ln J| below this many standard deviations is what a finite width does by chance."""
 
+LARGEST_LOG = 700.0
+"""exp of more than this is no float."""
+
 RECURRENT_OPS = ("lstm", "gru", "rnn")
 
 Evidence = tuple[tuple[str, float | int | str], ...]
@@ -99,7 +102,12 @@ def module_types(trace: Trace) -> frozenset[str]:
 
 def per_layer(summary: TrunkProfile) -> str:
     """What one layer keeps, as the end of a sentence; nothing where no slope is defined."""
-    return "" if math.isnan(summary.slope) else f", {number(math.exp(summary.slope))} a layer"
+    return "" if math.isnan(summary.slope) else f", {number(layer_gain(summary))} a layer"
+
+
+def layer_gain(summary: TrunkProfile) -> float:
+    """The gradient's gain of one layer going back; NaN where no slope is defined."""
+    return math.exp(min(summary.slope, LARGEST_LOG))
 
 
 def signal_log_gain(trunk: Trunk) -> float:
@@ -130,12 +138,12 @@ def half(trunk: Trunk, gain: float) -> str:
     signal has died.
 
     Returns:
-        "forward", "backward", or "" where the activations were not measured.
+        "forward", "backward", or "" where the activations were not measured or J is 0, 1 or not finite.
     """
     forward = signal_log_gain(trunk)
     if math.isnan(forward):
         forward = activation_log_gain(trunk)
-    if math.isnan(forward) or gain <= 0 or not math.isfinite(gain):
+    if math.isnan(forward) or gain == 1 or not 0 < gain < math.inf:
         return ""
     return "forward" if forward / math.log(gain) >= 0.5 else "backward"
 
@@ -146,7 +154,7 @@ def evidence(trunk: Trunk, profile: TrunkProfile) -> Evidence:
     log_gain = math.log(profile.gain) if 0 < profile.gain < math.inf else math.nan
     facts: Evidence = (
         ("gain", profile.gain),
-        ("gain_per_layer", math.exp(profile.slope)),
+        ("gain_per_layer", layer_gain(profile)),
         ("largest_drop", profile.largest_drop),
         ("largest_drop_at", profile.largest_drop_at),
         ("signal_gain", profile.signal_gain),

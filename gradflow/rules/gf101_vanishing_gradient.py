@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gradflow.config import Config
 from gradflow.findings import Finding, Location, Severity
 from gradflow.rules.gain import (
+    LARGEST_LOG,
     Verdict,
     between,
     evidence,
@@ -15,6 +16,7 @@ from gradflow.rules.gain import (
     half,
     is_noise,
     labels,
+    layer_gain,
     module_types,
     number,
     per_layer,
@@ -153,7 +155,7 @@ def _slope(trunk: Trunk, summary: TrunkProfile) -> Verdict | None:
         return None
     # Averaging over positions divides the L2 norm by sqrt(positions) by itself: such layers get that back.
     pooled = -theil_sen([(k, y + 0.5 * math.log(positions(trunk.points[k]))) for k, y in logs])
-    gain = math.exp(max(summary.slope, pooled))
+    gain = math.exp(min(max(summary.slope, pooled), LARGEST_LOG))
     if gain >= SLOPE_LIMIT.value:
         return None
     first, last = labels(trunk, logs[0][0], logs[-1][0])
@@ -241,7 +243,7 @@ def _hint(trace: Trace, summary: TrunkProfile, place: Location, drop: tuple[floa
     if trace.trunk.kind == "residual":
         return RESIDUAL_HINT
     types = module_types(trace)
-    if "Sigmoid" in types or (not types & {"ReLU", "GELU", "Tanh"} and math.exp(summary.slope) < 0.25):
+    if "Sigmoid" in types or (not types & {"ReLU", "GELU", "Tanh"} and layer_gain(summary) < 0.25):
         return SIGMOID_HINT
     return TANH_HINT if "Tanh" in types else RELU_HINT
 
