@@ -1,0 +1,74 @@
+"""The examples on a rule's page, run for real: the rule speaks on the one and is silent on the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from gradflow.analyzer import find
+from gradflow.config import Config
+from gradflow.findings import Finding, Severity
+from gradflow.recording.execution import record
+from gradflow.recording.target import Batch, Loss, Target
+from gradflow.rules import RULES
+from gradflow.rules.rule import Rule
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Iterator[Any]:
+    """Runs source as a module file, as a target is, so that findings can name its lines."""
+    made: list[str] = []
+
+    def run(source: str) -> ModuleType:
+        path = tmp_path / "model.py"
+        path.write_text(source, encoding="utf-8")
+        module = ModuleType("rule_example")
+        made.append(module.__name__)
+        sys.modules[module.__name__] = module
+        exec(compile(source, str(path), "exec"), vars(module))
+        return module
+
+    yield run
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+def probe(outputs: torch.Tensor, _batch: Batch) -> torch.Tensor:
+    """A fixed N(0, 1) cotangent, as ``inspect`` uses where there is no loss."""
+    return (outputs * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))).sum()
+
+
+def findings(module: Any) -> tuple[Finding, ...]:
+    target = Target(
+        name="model.py",
+        module=module.model,
+        batches=(Batch(args=(module.example_inputs,), kwargs={}),),
+        inputs_from="example_inputs",
+        loss=Loss(description="probe", compute=probe, is_probe=True),
+        forward=lambda model, batch: model(*batch.args, **batch.kwargs),
+    )
+    return find(record(target), Config())
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_the_rule_is_the_root_cause_of_the_failing_example(rule: Rule, example: Any) -> None:
+    first = findings(example(rule.failing_example))[0]
+    assert (first.rule, first.severity, first.consequence_of) == (rule.code, Severity.ERROR, None)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_nothing_is_said_about_the_healthy_example(rule: Rule, example: Any) -> None:
+    assert findings(example(rule.healthy_example)) == ()
+
+
+def test_the_producer_is_blamed_by_name(example: Any) -> None:
+    by_code = {rule.code: rule for rule in RULES}
+    for code, op in (("GF104", "sqrt"), ("GF303", "log")):
+        first = findings(example(by_code[code].failing_example))[0]
+        assert (str(first.location), dict(first.evidence)["op"]) == ("1", op)
