@@ -177,6 +177,52 @@ def called_by_forward_check(report: gradflow.Report) -> None:
     assert [finding for finding in report.findings if str(finding.location).startswith("direct")] == []
 
 
+class Forces(nn.Module):
+    """Minus the gradient of an energy: the forward runs a backward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_(True)
+        return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+@seeded
+def forces() -> Built:
+    return Forces(), (batch_of(8),)
+
+
+def forces_twin(module: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    first, _, last = module.energy
+    hidden = first(x)
+    slope = (1 - torch.tanh(hidden).square()) * last.weight
+    out = -slope @ first.weight
+    return out, {"energy.0": hidden, "": out}
+
+
+class Mapped(nn.Module):
+    """Calls a layer on single samples, under ``torch.vmap``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda sample: torch.tanh(self.layer(sample)))(x)
+
+
+@seeded
+def mapped() -> Built:
+    return Mapped(), (batch_of(8),)
+
+
+def mapped_twin(module: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    out = torch.tanh(module.layer(x))
+    return out, {"": out}
+
+
 CASES: tuple[Case, ...] = (
     Case(name="called three times", build=called_three_times, twin=called_three_times_twin),
     Case(name="tied", build=tied, twin=tied_twin, check=tied_check),
@@ -208,4 +254,6 @@ CASES: tuple[Case, ...] = (
         coverage={"direct": "bypassed"},
         check=called_by_forward_check,
     ),
+    Case(name="forces", build=forces, twin=forces_twin, coverage={"energy.2": "no grad"}),
+    Case(name="vmap", build=mapped, twin=mapped_twin),
 )
