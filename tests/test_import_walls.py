@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from import_graph import SourceModule, reached_at_import, read_package, within
+from traces import make_trace
+
+from gradflow.trace_file import save
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gradflow"
 FOUNDATIONS = ("errors", "trace_model", "findings")
@@ -99,6 +102,15 @@ def test_what_is_allowed_is_no_breach(tmp_path: Path) -> None:
 def test_a_quick_command_loads_nothing_slow(arguments: tuple[str, ...]) -> None:
     loaded = loaded_by(*arguments)
     assert "gradflow" in loaded
+    assert loaded.isdisjoint(SLOW_TO_LOAD)
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv", "markdown"])
+def test_a_saved_trace_is_reported_without_torch(tmp_path: Path, form: str) -> None:
+    saved = tmp_path / "trace.json"
+    save(make_trace(), saved)
+    loaded = loaded_by("-m", "gradflow", "report", str(saved), "--format", form)
+    assert "gradflow.analyzer" in loaded
     assert loaded.isdisjoint(SLOW_TO_LOAD)
 
 
