@@ -124,9 +124,9 @@ def _ids(config: Config) -> Guess:
     # Tables of some models start with an offset, so leave their last rows alone.
     longest = config.number("max_position_embeddings", "n_positions", default=0)
     axial = config.get("axial_pos_shape")
-    length = (
-        math.prod(axial) if axial and config.get("axial_pos_embds") else max(min(SEQUENCE, longest - 2), 1)
-    )
+    length = min(SEQUENCE, longest - 2) if longest > 2 else SEQUENCE
+    if axial and config.get("axial_pos_embds"):
+        length = math.prod(axial)
     last = config.get("eos_token_id") if config.get("is_encoder_decoder") else None
     return Guess(
         shape=(config.batch, length),

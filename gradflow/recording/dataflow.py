@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,20 +74,17 @@ class Dataflow(TorchFunctionMode):
 
     Args:
         parameters: The model's parameters.
-        current_module: Returns the fully qualified name of the module that is running.
+        running: Fully qualified names of the modules that are running, outermost first.
         observer: Told of each new node, with torch functions unobserved.
     """
 
-    def __init__(
-        self, parameters: Iterable[Tensor], current_module: Callable[[], str], observer: Observer
-    ) -> None:
+    def __init__(self, parameters: Iterable[Tensor], running: Sequence[str], observer: Observer) -> None:
         super().__init__()
         self.nodes: list[Node] = []
         self._parameters = {id(parameter) for parameter in parameters}
-        self._current_module = current_module
+        self._running = running
         self._observer = observer
         self._by_tensor: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._by_gradient: dict[int, int] = {}
         self._original_apply: Any = None
 
     def __enter__(self) -> Dataflow:
@@ -104,14 +101,17 @@ class Dataflow(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
-        kind = type(result)
-        if kind is Tensor or kind is tuple or kind is list or isinstance(result, Tensor):
-            self._record(_op_name(func), args, kwargs, result)
+        if isinstance(result, Tensor):
+            self._record(_op_name(func), args, kwargs, (result,))
+        elif type(result) is tuple or type(result) is list:
+            self._record(_op_name(func), args, kwargs, _tensors(result))
         elif result is None:
             if func is Tensor.__setitem__:
-                self._record("__setitem__", args, kwargs, args[0])
-        elif getattr(func, "__name__", "") in ESCAPES and args:
+                self._record("__setitem__", args, kwargs, (args[0],))
+        elif args and getattr(func, "__name__", "") in ESCAPES:
             self._record_escape(func.__name__, args[0])
+        elif isinstance(result, tuple) and not isinstance(result, torch.Size):
+            self._record(_op_name(func), args, kwargs, _tensors(tuple(result)))
         return result
 
     def add_input(self, tensor: Tensor) -> None:
@@ -120,35 +120,48 @@ class Dataflow(TorchFunctionMode):
 
     def node_of(self, tensor: Tensor) -> Node | None:
         """The node of a tensor as it is now; None for one that no op was seen to make."""
-        index = self._known(tensor)
-        return None if index is None else self.nodes[index]
+        entry = self._by_tensor.get(id(tensor))
+        return self.nodes[entry[1]] if entry is not None and entry[0]() is tensor else None
 
-    def _record(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None, result: Any) -> None:
+    def _record(
+        self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None, results: Iterable[Tensor]
+    ) -> None:
         inputs: list[int] = []
         parameters: list[int] = []
-        for tensor in _tensors(args):
-            self._add_origin(tensor, inputs, parameters)
+        self._add_origins(args, inputs, parameters)
         if kwargs:
-            for tensor in _tensors(tuple(kwargs.values())):
-                self._add_origin(tensor, inputs, parameters)
+            self._add_origins(tuple(kwargs.values()), inputs, parameters)
         origin, consumed = tuple(inputs), tuple(parameters)
-        from_data = any(self.nodes[i].from_data for i in origin)
-        for tensor in (result,) if isinstance(result, Tensor) else _tensors(tuple(result)):
+        nodes = self.nodes
+        from_data = False
+        for i in origin:
+            from_data = from_data or nodes[i].from_data
+        for tensor in results:
             if id(tensor) in self._parameters:
                 continue
             node = self._append(tensor, op, origin, consumed, from_data=from_data)
-            self._write_through(tensor, op, node)
+            if op[-1] == "_":
+                self._write_through(tensor, op, node)
             self._observer(node, tensor, args)
 
-    def _add_origin(self, tensor: Tensor, inputs: list[int], parameters: list[int]) -> None:
-        if id(tensor) in self._parameters:
-            parameters.append(id(tensor))
-            return
-        index = self._known(tensor)
-        if index is None and tensor.requires_grad:
-            index = self._append_opaque(tensor)
-        if index is not None:
-            inputs.append(index)
+    def _add_origins(self, values: Iterable[Any], inputs: list[int], parameters: list[int]) -> None:
+        """Sort the tensors among arguments into nodes and parameters; this runs for every op of the model."""
+        for value in values:
+            if isinstance(value, Tensor):
+                identity = id(value)
+                entry = self._by_tensor.get(identity)
+                if entry is not None and entry[0]() is value:
+                    inputs.append(entry[1])
+                elif identity in self._parameters:
+                    parameters.append(identity)
+                elif value.requires_grad:
+                    opaque = self._append_opaque(value)
+                    if opaque is not None:
+                        inputs.append(opaque)
+            elif isinstance(value, tuple | list):
+                self._add_origins(value, inputs, parameters)
+            elif isinstance(value, dict):
+                self._add_origins(value.values(), inputs, parameters)
 
     def _known(self, tensor: Tensor) -> int | None:
         entry = self._by_tensor.get(id(tensor))
@@ -163,44 +176,50 @@ class Dataflow(TorchFunctionMode):
         *,
         from_data: bool,
     ) -> Node:
-        nodes = self.nodes
+        nodes, stack = self.nodes, self._running
         requires_grad = tensor.requires_grad
+        from_parameter = bool(parameters)
+        for i in inputs:
+            from_parameter = from_parameter or nodes[i].from_parameter
         node = Node(
-            index=len(nodes),
-            op=op,
-            inputs=inputs,
-            parameters=parameters,
-            module=self._current_module(),
-            shape=tensor.shape,
-            floating=tensor.is_floating_point() or tensor.is_complex(),
-            requires_grad=requires_grad,
-            from_data=from_data,
-            from_parameter=bool(parameters) or any(nodes[i].from_parameter for i in inputs),
+            len(nodes),
+            op,
+            inputs,
+            parameters,
+            stack[-1] if stack else "",
+            tensor.shape,
+            tensor.is_floating_point() or tensor.is_complex(),
+            requires_grad,
+            from_data,
+            from_parameter,
         )
         if not requires_grad and (parameters or any(nodes[i].requires_grad for i in inputs)):
             node.source = user_source()
-        nodes.append(node)
         self._by_tensor[id(tensor)] = (weakref.ref(tensor), node.index)
-        if requires_grad and tensor.grad_fn is not None:
-            self._by_gradient[tensor.grad_fn._sequence_nr()] = node.index
+        nodes.append(node)
         return node
 
     def _append_opaque(self, tensor: Tensor) -> int | None:
         """Trace a tensor of unknown origin back through autograd to what is known."""
         if tensor.grad_fn is None:
             return None
-        inputs, parameters = self._autograd_origin(tensor.grad_fn)
+        inputs, parameters = self._autograd_origin(tensor.grad_fn, self._live_gradients())
         from_data = any(self.nodes[i].from_data for i in inputs)
         return self._append(tensor, OPAQUE_OP, inputs, parameters, from_data=from_data).index
 
-    def _autograd_origin(self, start: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _live_gradients(self) -> dict[int, int]:
+        """Nodes of the tensors that still exist, by the sequence number of their gradient function."""
+        alive = ((reference(), index) for reference, index in self._by_tensor.values())
+        return {t.grad_fn._sequence_nr(): i for t, i in alive if t is not None and t.grad_fn is not None}
+
+    def _autograd_origin(self, start: Any, live: dict[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         inputs: set[int] = set()
         parameters: set[int] = set()
         seen = {start}
         waiting = [start]
         while waiting:
             function = waiting.pop()
-            known = self._by_gradient.get(function._sequence_nr())
+            known = live.get(function._sequence_nr())
             if known is not None:
                 inputs.add(known)
             elif getattr(function, "variable", None) is not None:
@@ -233,7 +252,7 @@ class Dataflow(TorchFunctionMode):
                 op=op.strip("_"),
                 inputs=(index,),
                 parameters=(),
-                module=self._current_module(),
+                module=self._running[-1] if self._running else "",
                 shape=torch.Size(()),
                 floating=False,
                 requires_grad=False,
@@ -249,7 +268,7 @@ class Dataflow(TorchFunctionMode):
             if isinstance(result, Tensor | tuple | list):
                 made = tuple(_tensors((result,)))
                 # A checkpoint runs inside its Function: what its ops made stays an origin of what it returns.
-                self._record(function.__name__, (*args, *made), kwargs, result)
+                self._record(function.__name__, (*args, *made), kwargs, made)
         return result
 
 
@@ -264,7 +283,7 @@ def _is_in_place(op: str) -> bool:
     return op == "__setitem__" or (op.endswith("_") and not op.endswith("__")) or op.startswith("__i")
 
 
-def _tensors(values: tuple[Any, ...] | list[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     """The tensors among arguments, lists and dicts of them included."""
     for value in values:
         if isinstance(value, Tensor):
@@ -272,7 +291,7 @@ def _tensors(values: tuple[Any, ...] | list[Any]) -> Iterator[Tensor]:
         elif isinstance(value, tuple | list):
             yield from _tensors(value)
         elif isinstance(value, dict):
-            yield from _tensors(tuple(value.values()))
+            yield from _tensors(value.values())
 
 
 def user_source() -> str:

@@ -45,7 +45,8 @@ class ModuleHooks:
     def __init__(self, names: dict[nn.Module, str], on_output: OnOutput) -> None:
         self._names = names
         self._on_output = on_output
-        self._stack: list[str] = []
+        self.running: list[str] = []
+        """Fully qualified names of the modules that are running, outermost first."""
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> ModuleHooks:
@@ -61,14 +62,10 @@ class ModuleHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._stack.clear()
-
-    def current(self) -> str:
-        """Fully qualified name of the innermost module that is running; "" for the root or none."""
-        return self._stack[-1] if self._stack else ""
+        self.running.clear()
 
     def _register(self, module: nn.Module, name: str) -> None:
-        on_output, stack = self._on_output, self._stack
+        on_output, stack = self._on_output, self.running
         if runs_no_children(module):
 
             def after_leaf(module: nn.Module, args: Any, output: Any) -> None:

@@ -121,7 +121,7 @@ def _norms(tensors: Iterable[Tensor | None]) -> list[tuple[float, int] | None]:
         else:
             found[position] = norm_and_nonfinite(tensor)
     for members in small.values():
-        norms = torch.stack(torch._foreach_norm([tensor for _, tensor in members])).tolist()
+        norms = torch.stack(list(torch._foreach_norm([tensor for _, tensor in members]))).tolist()
         for (position, tensor), norm in zip(members, norms, strict=True):
             found[position] = (norm, 0) if norm < float("inf") else norm_and_nonfinite(tensor)
     return found

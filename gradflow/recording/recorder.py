@@ -6,8 +6,8 @@ Usage: enter the recorder, run the forward inside ``recorder.forward()``, run ba
 
 from __future__ import annotations
 
+import gc
 import math
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gradflow.recording.dataflow import Dataflow, Node, Observer
 from gradflow.recording.hooks import ModuleHooks, qualified_names
 from gradflow.recording.leaves import tensor_leaves
-from gradflow.recording.residual import adds_two_streams
+from gradflow.recording.residual import ADD_OPS, adds_two_streams
 from gradflow.recording.tensor_stats import (
     StatisticsCollector,
     count_nonfinite,
@@ -28,9 +28,10 @@ from gradflow.recording.tensor_stats import (
     norm_and_nonfinite,
     real_values,
 )
-from gradflow.recording.weight_ops import is_weight_op
+from gradflow.recording.weight_ops import WEIGHT_OPS, is_weight_op
 from gradflow.trace_model import TensorStatistics
 
+TRUNK_OPS = WEIGHT_OPS | ADD_OPS
 Gradient = tuple[float, int]
 """L2 norm of the whole tensor, and how many of its elements are not finite."""
 
@@ -43,9 +44,9 @@ class Row:
     module: nn.Module
     call: int
     output: str
-    shape: tuple[int, ...]
-    dtype: str
-    floating: bool
+    shape: torch.Size
+    dtype: torch.dtype | None
+    """None where there is no tensor."""
     probe: int | None = None
     requires_grad: bool = False
     node: Node | None = None
@@ -66,6 +67,8 @@ class Probes:
 
     statistics: StatisticsCollector
     gradients: dict[int, Gradient] = field(default_factory=dict)
+    armed: bool = False
+    """Gradients count from the end of the forward: a model may differentiate inside it."""
     _on_device: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def add(self, tensor: Tensor) -> int:
@@ -91,6 +94,8 @@ class Probes:
         return self.statistics.results()
 
     def _on_gradient(self, probe: int, gradient: Tensor) -> None:
+        if not self.armed:
+            return
         if gradient.device.type == "cpu":
             self.gradients[probe] = norm_and_nonfinite(gradient)
         else:
@@ -115,35 +120,44 @@ class Recorder:
         self.rows: list[Row] = []
         self.probes = Probes(StatisticsCollector(batch_size))
         self._row_modules = {child for child in self.names if _has_rows(child, module)}
-        self._calls: Counter[str] = Counter()
+        self._calls: dict[str, int] = {}
         self._recomputed: list[_Recomputed] = []
+        self._collected = True
         self._hooks = ModuleHooks(self.names, self._on_output)
-        self.dataflow = Dataflow(module.parameters(), self._hooks.current, self._on_op)
+        self.dataflow = Dataflow(module.parameters(), self._hooks.running, self._on_op)
 
     def __enter__(self) -> Recorder:
+        # A step makes thousands of small lasting objects; a full collection over a heap that holds torch and
+        # the user's libraries would cost more than the step.
+        self._collected = gc.isenabled()
+        gc.disable()
         self._hooks.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
+        if self._collected:
+            gc.enable()
 
     @contextmanager
     def forward(self, inputs: Any) -> Iterator[None]:
         """Trace what runs inside; ``inputs`` are the roots of the dataflow."""
         for _, tensor in tensor_leaves(inputs):
             self.dataflow.add_input(tensor)
+        self.probes.armed = False
         with self.dataflow:
             yield
+        self.probes.armed = True
 
     def unseen_rows(self) -> tuple[tuple[nn.Module, str], ...]:
         """Modules that ought to have a row and never passed their hook, in definition order."""
         return tuple(
-            (m, name) for m, name in self.names.items() if m in self._row_modules and not self._calls[name]
+            (m, name) for m, name in self.names.items() if m in self._row_modules and not self.calls(name)
         )
 
     def calls(self, name: str) -> int:
         """How often a module was called."""
-        return self._calls[name]
+        return self._calls.get(name, 0)
 
     def collect(self) -> tuple[TensorStatistics, ...]:
         """Statistics by probe; call it once, after backward."""
@@ -163,49 +177,46 @@ class Recorder:
 
     def _on_output(self, name: str, module: nn.Module, output: Any) -> None:
         with torch._C.DisableTorchFunction():
-            if torch._C._current_graph_task_id() != -1:
+            if self.probes.armed and torch._C._current_graph_task_id() != -1:
                 self._on_recompute(name, module, output)
                 return
-            call = self._calls[name]
+            call = self._calls.get(name, 0)
             self._calls[name] = call + 1
-            leaves = tensor_leaves(output)
-            if module in self._row_modules:
-                self._add_rows(name, module, call, leaves)
-            for _, tensor in leaves:
+            leaves = (("", output),) if isinstance(output, Tensor) else tensor_leaves(output)
+            has_rows, first = module in self._row_modules, len(self.rows)
+            for path, tensor in leaves:
                 node = self.dataflow.node_of(tensor)
                 if node is not None:
                     node.returned_by = name
                     node.made_by = node.made_by or name
+                if has_rows and (tensor.is_floating_point() or tensor.is_complex()):
+                    self._add_row(name, module, call, path, tensor, node)
+            if has_rows and len(self.rows) == first:
+                self.rows.append(_row(name, module, call, *(leaves[0] if leaves else ("", None))))
 
-    def _add_rows(
-        self, name: str, module: nn.Module, call: int, leaves: tuple[tuple[str, Tensor], ...]
+    def _add_row(
+        self, name: str, module: nn.Module, call: int, path: str, tensor: Tensor, node: Node | None
     ) -> None:
-        floating = [leaf for leaf in leaves if leaf[1].is_floating_point() or leaf[1].is_complex()]
-        for path, tensor in floating:
-            node = self.dataflow.node_of(tensor)
-            row = _row(name, module, call, path, tensor)
-            row.node, row.probe, row.requires_grad = node, self._probe(tensor, node), tensor.requires_grad
-            self.rows.append(row)
-        if not floating:
-            path, first = leaves[0] if leaves else ("", None)
-            self.rows.append(_row(name, module, call, path, first))
+        row = _row(name, module, call, path, tensor)
+        row.node, row.probe, row.requires_grad = node, self._probe(tensor, node), tensor.requires_grad
+        self.rows.append(row)
 
     def _probe(self, tensor: Tensor, node: Node | None) -> int:
         if node is None:
             return self.probes.add(tensor)
         if node.probe is None:
             node.probe = self.probes.add(tensor)
-        elif tensor.requires_grad and not node.requires_grad:
+        elif not node.requires_grad and tensor.requires_grad:
             # The output of a re-entrant checkpoint: measured inside it, given its gradient function after.
             self.probes.watch_gradient(tensor, node.probe)
         return node.probe
 
     def _on_op(self, node: Node, tensor: Tensor, args: tuple[Any, ...]) -> None:
         """Measure what may stand on the trunk even where no module returns it."""
-        if node.floating and (
-            is_weight_op(node, self.dataflow.nodes) or adds_two_streams(node, self.dataflow.nodes)
-        ):
-            node.probe = self.probes.add(tensor)
+        if node.op in TRUNK_OPS and node.floating:
+            nodes = self.dataflow.nodes
+            if is_weight_op(node, nodes) or adds_two_streams(node, nodes):
+                node.probe = self.probes.add(tensor)
         if self._observer is not None:
             self._observer(node, tensor, args)
 
@@ -260,7 +271,6 @@ def _row(name: str, module: nn.Module, call: int, path: str, tensor: Tensor | No
         module=module,
         call=call,
         output=path,
-        shape=() if tensor is None else tuple(tensor.shape),
-        dtype="" if tensor is None else str(tensor.dtype).removeprefix("torch."),
-        floating=tensor is not None and (tensor.is_floating_point() or tensor.is_complex()),
+        shape=torch.Size(()) if tensor is None else tensor.shape,
+        dtype=None if tensor is None else tensor.dtype,
     )

@@ -114,8 +114,8 @@ def _layer(order: int, row: Row, recorder: Recorder, statistics: Sequence[Tensor
         call=row.call,
         output=row.output,
         type=type(row.module).__name__,
-        shape=row.shape,
-        dtype=row.dtype,
+        shape=tuple(row.shape),
+        dtype="" if row.dtype is None else str(row.dtype).removeprefix("torch."),
         coverage=coverage,
         activation=None if row.probe is None else statistics[row.probe],
         gradient_norm=recorder.gradient_norm(row.probe),
@@ -128,7 +128,7 @@ def _coverage(row: Row, recorder: Recorder) -> tuple[Coverage, str]:
     if row.probe is None:
         return (
             Coverage.NON_TENSOR,
-            "no floating tensor in the output" if row.dtype else "no tensor in the output",
+            "no floating tensor in the output" if row.dtype is not None else "no tensor in the output",
         )
     if recorder.gradient_norm(row.probe) is not None:
         return Coverage.MEASURED, "" if row.requires_grad else "gradient from a checkpoint's recomputation"

@@ -1,15 +1,15 @@
 """Tensor -> statistics, on the tensor's device, with one transfer when they are asked for.
 
-A small tensor is copied whole, and copies of one shape are reduced together: a deep narrow model pays for a
-handful of calls instead of hundreds. Of a large tensor the norm, the mean and the extremes are exact, one
-pass each; zero fraction, centred signal and common mode come from a strided sample, whose size is stated
-(standard error of a fraction p: ``sqrt(p (1 - p) / sample)``).
+A small tensor is copied whole into a buffer that its shape reuses, and full buffers are reduced at once: a deep
+narrow model pays for a handful of calls instead of hundreds, and touches no new memory. Of a large tensor the
+norm, the mean and the extremes are exact, one pass each; zero fraction, centred signal and common mode come
+from a strided sample, whose size is stated (standard error of a fraction p: ``sqrt(p (1 - p) / sample)``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +22,10 @@ SAMPLE_ELEMENTS = 16_384
 """Tensors up to this size are measured whole; larger ones give a sample of about this size."""
 SAMPLE_ROWS = 256
 """At most this many samples of the batch enter the sample of a large tensor."""
-PENDING_ELEMENTS = 4_194_304
-"""Copies waiting to be reduced hold at most this many elements (16 MiB of float32)."""
+BUFFER_ELEMENTS = 131_072
+"""A buffer holds about this many elements (512 KiB of float32): it stays in the cache until it is reduced."""
+BUFFER_SLOTS = 128
+"""And at most this many tensors."""
 CHUNK = 65_536
 """Norms are taken over chunks of this length: one float32 accumulator over 1e7 elements is off by 2e-4."""
 WELL_CONDITIONED = 1e-3
@@ -105,15 +107,27 @@ def batch_dimension(shape: Sequence[int], batch_size: int) -> int | None:
     return 0 if shape[0] and shape[0] % batch_size == 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Copies that can be reduced together."""
+@dataclass(slots=True)
+class _Buffer:
+    """Copies of one shape that are reduced together.
 
+    ``store`` is [slots, *copy]; ``as_matrix`` gives it as [slots, samples, units].
+    """
+
+    store: Tensor
+    slots: tuple[Tensor, ...]
     rows: int
-    units: int
-    has_batch: bool
-    dtype: torch.dtype
-    device: torch.device
+    axis: int | None
+    take: Callable[[Tensor], Tensor] | None
+    """Draws the sample of a large tensor; None copies it whole."""
+    scratch: Tensor
+    members: list[int] = field(default_factory=list)
+
+    def as_matrix(self) -> Tensor:
+        used = self.store[: len(self.members)]
+        if self.axis == 1 and self.take is None:
+            used = used.movedim(2, 1)
+        return used.reshape(len(self.members), self.rows, -1)
 
 
 @dataclass(slots=True)
@@ -125,8 +139,9 @@ class StatisticsCollector:
     """
 
     batch_size: int
-    _pending: dict[_Group, list[tuple[int, Tensor]]] = field(default_factory=dict)
-    _pending_elements: int = 0
+    _buffers: dict[tuple[Any, ...], _Buffer] = field(default_factory=dict)
+    _scratches: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    _reduced: list[tuple[_Buffer, tuple[int, ...], Tensor]] = field(default_factory=list)
     _results: list[TensorStatistics] = field(default_factory=list)
     _exact: dict[int, Tensor] = field(default_factory=dict)
     _sizes: dict[int, int] = field(default_factory=dict)
@@ -139,60 +154,94 @@ class StatisticsCollector:
         slot = len(self._results)
         self._results.append(_NOT_MEASURED)
         values = real_values(tensor)
-        size = values.numel()
-        if not size or values.is_meta:
-            self._results[slot] = TensorStatistics(nonfinite=0, sample=0) if not size else _NOT_MEASURED
-            return slot
-        if size > SAMPLE_ELEMENTS:
+        key = (values.shape, values.dtype, values.device, values.is_contiguous())
+        buffer = self._buffers.get(key)
+        if buffer is None:
+            if values.is_meta or not values.numel():
+                self._results[slot] = (
+                    TensorStatistics(nonfinite=0, sample=0) if not values.numel() else _NOT_MEASURED
+                )
+                return slot
+            buffer = self._buffers[key] = _buffer_for(values, self.batch_size, self._scratches)
+        if buffer.take is not None:
             self._exact[slot] = _exact_moments(values)
-            self._sizes[slot] = size
-        self._queue(slot, values)
+            self._sizes[slot] = values.numel()
+            values = buffer.take(values)
+        buffer.slots[len(buffer.members)].copy_(values)
+        buffer.members.append(slot)
+        if len(buffer.members) == len(buffer.slots):
+            self._reduce(buffer)
         return slot
 
     def results(self) -> tuple[TensorStatistics, ...]:
         """Statistics of every tensor added so far."""
-        self._flush()
+        for buffer in self._buffers.values():
+            if buffer.members:
+                self._reduce(buffer)
+        for buffer, members, rows in self._reduced:
+            self._fill(buffer, members, rows.tolist())
+        self._reduced.clear()
         if self._exact:
-            slots = tuple(self._exact)
-            rows = _transfer([self._exact[slot] for slot in slots])
-            for slot, row in zip(slots, rows, strict=True):
+            rows_by_slot = zip(self._exact, _transfer(list(self._exact.values())), strict=True)
+            for slot, row in rows_by_slot:
                 self._results[slot] = _with_exact(self._results[slot], self._sizes[slot], row)
             self._exact.clear()
         return tuple(self._results)
 
-    def _queue(self, slot: int, values: Tensor) -> None:
-        sample, has_batch = _sample(values, self.batch_size)
-        group = _Group(sample.shape[0], sample.shape[1], has_batch, sample.dtype, sample.device)
-        self._pending.setdefault(group, []).append((slot, sample))
-        self._pending_elements += sample.numel()
-        if self._pending_elements > PENDING_ELEMENTS:
-            self._flush()
-
-    def _flush(self) -> None:
-        for group, members in self._pending.items():
-            stacked = torch.stack([sample for _, sample in members])
-            for (slot, sample), row in zip(members, _reduce(stacked).tolist(), strict=True):
+    def _reduce(self, buffer: _Buffer) -> None:
+        """Reduce what a buffer holds, and empty it; on the CPU looking at the result costs nothing."""
+        members = tuple(buffer.members)
+        matrix = buffer.as_matrix()
+        rows = _reduce(matrix, buffer.scratch[: matrix.numel()].view(matrix.shape))
+        if matrix.device.type != "cpu":
+            self._reduced.append((buffer, members, torch.cat((rows, _nonfinite_columns(matrix)), 1)))
+        else:
+            listed = rows.tolist()
+            for position, row in enumerate(listed):
                 if not math.isfinite(row[_RMS]):
-                    row = _reduce(sample.double().unsqueeze(0)).tolist()[0]
-                self._results[slot] = _statistics(row, sample, group.has_batch)
-        self._pending.clear()
-        self._pending_elements = 0
+                    listed[position] = _looked_at(matrix[position])
+            self._fill(buffer, members, listed)
+        buffer.members.clear()
+
+    def _fill(self, buffer: _Buffer, members: tuple[int, ...], rows: list[list[float]]) -> None:
+        size = buffer.slots[0].numel()
+        spread = buffer.axis is not None and buffer.rows > 1
+        for slot, row in zip(members, rows, strict=True):
+            self._results[slot] = _statistics(row, size, spread)
 
 
-_MEAN, _STD, _RMS, _ABSMAX, _NONZERO, _SIGNAL, _COMMON = range(7)
+def _buffer_for(values: Tensor, batch_size: int, scratches: dict[tuple[Any, ...], Tensor]) -> _Buffer:
+    axis = batch_dimension(values.shape, batch_size)
+    rows = 1 if axis is None else batch_size
+    take = None
+    shape: tuple[int, ...] = tuple(values.shape)
+    if values.numel() > SAMPLE_ELEMENTS:
+        take = _sampler(values, axis, rows)
+        shape = tuple(take(values).shape)
+        rows = shape[0]
+    slots = max(1, min(BUFFER_ELEMENTS // math.prod(shape), BUFFER_SLOTS))
+    dtype = torch.float64 if values.dtype is torch.float64 else torch.float32
+    store = torch.empty((slots, *shape), dtype=dtype, device=values.device)
+    scratch = scratches.setdefault((dtype, values.device), torch.empty(0, dtype=dtype, device=values.device))
+    if scratch.numel() < store.numel():
+        scratch = scratches[dtype, values.device] = torch.empty_like(store).view(-1)
+    return _Buffer(store=store, slots=store.unbind(0), rows=rows, axis=axis, take=take, scratch=scratch)
 
 
-def _reduce(stacked: Tensor) -> Tensor:
+_MEAN, _STD, _RMS, _ABSMAX, _NONZERO, _SIGNAL, _COMMON, _BAD = range(8)
+
+
+def _reduce(x: Tensor, scratch: Tensor) -> Tensor:
     """Rows of (mean, std, rms, absmax, nonzero count, signal, common mode) of [tensors, samples, units].
 
     The variance is the corrected two-pass form: exact where all samples nearly agree, which is where the
-    signal matters most.
+    signal matters most. ``scratch`` is as large as ``x``: the page faults of a fresh temporary would cost
+    more than the arithmetic.
     """
-    x = stacked if stacked.dtype is torch.float64 else stacked.float()
+    absmax = torch.abs(x, out=scratch).amax((1, 2))
+    nonzero = scratch.sign_().sum((1, 2))
     centre = x.mean(1, keepdim=True)
-    nonzero = x.sign().abs_().sum((1, 2))
-    absmax = torch.maximum(x.amax((1, 2)), x.amin((1, 2)).neg_())
-    deviation = x - centre
+    deviation = torch.sub(x, centre, out=scratch)
     shift = deviation.mean(1)
     variance = (deviation.square_().mean(1) - shift * shift).clamp_min_(0)
     unit_mean = centre.squeeze(1) + shift
@@ -210,21 +259,32 @@ def _reduce(stacked: Tensor) -> Tensor:
         within.sqrt(),
         common / square,
     )
-    return torch.stack([column.double() for column in columns], 1)
+    return torch.stack(columns, 1).double()
 
 
-def _statistics(row: list[float], sample: Tensor, has_batch: bool) -> TensorStatistics:
-    size = sample.numel()
-    bad = 0 if math.isfinite(row[_RMS]) else int(count_nonfinite(sample).item())
-    nonzero = row[_NONZERO] if not bad else float(torch.count_nonzero(sample).item())
-    spread = has_batch and sample.shape[0] > 1
+def _nonfinite_columns(matrix: Tensor) -> Tensor:
+    """(count of non-finite) of each tensor, to be appended to the rows."""
+    return torch.isfinite(matrix).logical_not_().sum((1, 2)).double().unsqueeze(1)
+
+
+def _looked_at(values: Tensor) -> list[float]:
+    """The row with its non-finite count; what overflowed in float32 is taken again in float64."""
+    wide = values.double().unsqueeze(0)
+    again: list[float] = _reduce(wide, torch.empty_like(wide)).tolist()[0]
+    bad = float(count_nonfinite(values).item())
+    if bad:
+        again[_NONZERO] = float(torch.count_nonzero(values).item())
+    return [*again, bad]
+
+
+def _statistics(row: list[float], size: int, spread: bool) -> TensorStatistics:
     return TensorStatistics(
         mean=row[_MEAN],
         std=row[_STD],
         rms=row[_RMS],
         absmax=row[_ABSMAX],
-        zero_fraction=1.0 - nonzero / size,
-        nonfinite=bad,
+        zero_fraction=1.0 - row[_NONZERO] / size,
+        nonfinite=int(row[_BAD]) if len(row) > _BAD else 0,
         signal=row[_SIGNAL] if spread else None,
         common_mode=row[_COMMON] if spread and row[_RMS] != 0.0 else None,
         sample=size,
@@ -272,20 +332,14 @@ def _transfer(rows: list[Tensor]) -> list[list[float]]:
     return stacked
 
 
-def _sample(values: Tensor, batch_size: int) -> tuple[Tensor, bool]:
-    """A copy of the values or of a strided sample, as [samples, units]; and whether rows are samples."""
-    axis = batch_dimension(values.shape, batch_size)
+def _sampler(values: Tensor, axis: int | None, rows: int) -> Callable[[Tensor], Tensor]:
+    """How to draw [samples, units] from tensors that are shaped and laid out like this one."""
     if axis is None:
-        rows, by_sample = 1, values.unsqueeze(0)
-    else:
-        by_sample = values.movedim(1, 0) if axis == 1 else values
-        rows = batch_size
-    if values.numel() <= SAMPLE_ELEMENTS:
-        copy = by_sample.clone(memory_format=torch.contiguous_format)
-        return copy.view(rows, -1), axis is not None
-    if by_sample.is_contiguous() or (rows != by_sample.shape[0]):
-        return _strided(by_sample.reshape(rows, -1)), axis is not None
-    return _gathered(by_sample), axis is not None
+        return lambda tensor: _strided(tensor.reshape(1, -1))
+    if rows != values.shape[axis] or (axis == 0 and values.is_contiguous()):
+        return lambda tensor: _strided(tensor.reshape(rows, -1))
+    picked = _indices(values.movedim(axis, 0))
+    return lambda tensor: tensor.movedim(axis, 0)[picked]
 
 
 def _stride(rows: int, units: int) -> tuple[int, int]:
@@ -303,13 +357,12 @@ def _stride(rows: int, units: int) -> tuple[int, int]:
 
 def _strided(matrix: Tensor) -> Tensor:
     row_step, step = _stride(*matrix.shape)
-    return matrix[::row_step, step // 2 :: step].clone(memory_format=torch.contiguous_format)
+    return matrix[::row_step, step // 2 :: step]
 
 
-def _gathered(values: Tensor) -> Tensor:
+def _indices(values: Tensor) -> tuple[Any, ...]:
     """The same sample of a tensor whose units do not lie in one stride, without copying the tensor."""
     shape = values.shape[1:]
     row_step, step = _stride(values.shape[0], math.prod(shape))
     flat = torch.arange(step // 2, math.prod(shape), step, device=values.device)
-    picked: tuple[Any, ...] = (slice(None, None, row_step), *torch.unravel_index(flat, shape))
-    return values[picked].contiguous()
+    return (slice(None, None, row_step), *torch.unravel_index(flat, shape))

@@ -19,8 +19,8 @@ from gradflow.recording.weight_ops import is_weight_op, weights_of
 
 _REDUCTIONS = """
 mean sum amax max logsumexp median adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-adaptive_max_pool1d adaptive_max_pool2d _adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d __getitem__
-select index_select gather narrow
+adaptive_max_pool1d adaptive_max_pool2d _adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
+__getitem__ select index_select gather narrow
 """
 REDUCTIONS = frozenset(_REDUCTIONS.split())
 REDUCES_TO = 0.25
@@ -110,7 +110,7 @@ def _longest_path(nodes: Sequence[Node], end: int) -> list[int]:
 
 
 def _reduction_on(path: Sequence[int], nodes: Sequence[Node], end: int) -> int:
-    """Where the first reduction stands on the path that no path to the loss goes around; its length if none."""
+    """Where the path meets its first reduction that no path to the loss goes around; its length if none."""
     for position in range(1, len(path)):
         node, before = nodes[path[position]], nodes[path[position - 1]]
         if node.op not in REDUCTIONS or not node.requires_grad or not before.shape.numel():

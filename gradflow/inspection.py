@@ -1,0 +1,49 @@
+"""``gradflow.inspect``: the whole path from a model to a Report, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gradflow.analyzer import analyze
+from gradflow.config import Config
+from gradflow.report import Report
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def inspect(
+    model: nn.Module,
+    inputs: Any,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    steps: int = 1,
+    seed: int = 0,
+    trained: bool = False,
+) -> Report:
+    """Run forward and backward once and say where the gradient goes.
+
+    The model, its gradients, buffers and modes and every random number generator are left as found.
+
+    Args:
+        model: Any module, in the modes it is to be measured in.
+        inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        loss: ``loss(outputs, inputs)`` -> scalar tensor. Without it the output's own ``.loss`` is taken, else a
+            seeded N(0, 1) cotangent on every floating output: what is measured is then the Jacobian.
+        optimizer: To tell parameters that it does not update; without it that is "not checked".
+        steps: How many; every number is the median over them.
+        seed: Seed of the first step; step k runs with ``seed + k``.
+        trained: The parameters come from training.
+
+    Raises:
+        UsageError: The inputs do not fit, or the loss is not a scalar.
+        ModelError: The model raised.
+    """
+    from gradflow.recording.execution import record
+    from gradflow.recording.target import target_from_objects
+
+    target = target_from_objects(model, inputs, loss, optimizer=optimizer, seed=seed)
+    return analyze(record(target, seed=seed, steps=steps, trained=trained), Config())
