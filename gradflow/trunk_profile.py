@@ -115,15 +115,15 @@ def ratio(top: float, bottom: float) -> float:
     return math.inf if top > 0 else math.nan
 
 
-def point_label(trunk: Trunk, k: int) -> str:
-    """Name tensor k: its module's name, with ``#k`` where several tensors of the trunk share it."""
-    name = trunk.points[k].name
-    shared = sum(point.name == name for point in trunk.points) > 1
-    return f"{name}#{k}" if shared else name
+def pair_labels(trunk: Trunk, first: int, last: int) -> tuple[str, str]:
+    """Name two tensors by their modules; two of one module get their place in the trunk, ``blocks.0#1``."""
+    names = trunk.points[first].name, trunk.points[last].name
+    return (f"{names[0]}#{first}", f"{names[1]}#{last}") if names[0] == names[1] else names
 
 
 def _between(trunk: Trunk, first: int, last: int) -> str:
-    return str(Location(first=point_label(trunk, first), last=point_label(trunk, last)))
+    start, end = pair_labels(trunk, first, last)
+    return str(Location(first=start, last=end))
 
 
 def _signal_gain(trunk: Trunk) -> float:

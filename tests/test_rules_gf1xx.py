@@ -375,7 +375,7 @@ def test_a_cut_names_the_op_the_place_and_what_it_costs() -> None:
     (finding,) = said("GF103", make_trace(parameters=parameters))
     assert finding.message == (
         "The graph is cut after encoder by detach in the model's own forward (model.py:31): 2 parameters "
-        "(512 elements) before it get no gradient (0 allowed)"
+        "(512 elements) before it without a gradient (0 allowed)"
     )
     assert (finding.value, finding.threshold) == (2.0, 0.0)
     assert "detach" in finding.hint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gradflow.findings import Location, Severity
 from gradflow.rules.rule import Threshold
 from gradflow.trace_model import Coverage, Trace, Trunk, TrunkPoint
-from gradflow.trunk_profile import TrunkProfile, gradient_ends, point_label
+from gradflow.trunk_profile import TrunkProfile, gradient_ends, pair_labels
 
 NOISE_DEVIATIONS = 3.0
 """|ln J| below this many standard deviations is what a finite width does by chance."""
@@ -56,7 +56,8 @@ def between(trunk: Trunk, first: int, last: int) -> Location:
 
 def labels(trunk: Trunk, first: int, last: int) -> tuple[str, str]:
     """Name two tensors for a sentence; a root without a name is "the model"."""
-    return point_label(trunk, first) or "the model", point_label(trunk, last) or "the model"
+    start, end = pair_labels(trunk, first, last)
+    return start or "the model", end or "the model"
 
 
 def is_noise(trunk: Trunk, gain: float) -> bool:

@@ -141,7 +141,7 @@ def _gain(trunk: Trunk, summary: TrunkProfile) -> Verdict | None:
     limit = exceeded(GAIN_LIMITS, summary.gain, below=True)
     if limit is None or (limit.severity is not Severity.ERROR and is_noise(trunk, summary.gain)):
         return None
-    first, last = labels(trunk, *(gradient_ends(trunk) or (0, -1)))
+    first, last = labels(trunk, *(gradient_ends(trunk) or (0, 0)))
     words = (
         f"Of the gradient at {last}, {number(summary.gain)} is left at {first} "
         f"({limit.severity} below {number(limit.value)}){per_layer(summary)}"

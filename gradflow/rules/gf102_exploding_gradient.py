@@ -77,7 +77,7 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
         return
     if limit.severity is not Severity.ERROR and is_noise(trunk, summary.gain):
         return
-    first, last = labels(trunk, *(gradient_ends(trunk) or (0, -1)))
+    first, last = labels(trunk, *(gradient_ends(trunk) or (0, 0)))
     yield Finding(
         rule=RULE.code,
         slug=RULE.slug,

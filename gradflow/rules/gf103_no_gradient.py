@@ -32,7 +32,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What to say about a cause; ``what`` follows the location and its parameters."""
+    """What to say about a cause; ``what`` follows the place and the number of its parameters."""
 
     severity: Severity
     what: str
@@ -43,19 +43,19 @@ class Words:
 WORDS: dict[Cause, Words] = {
     Cause.FROZEN: Words(
         severity=Severity.INFO,
-        what="are frozen (requires_grad=False)",
+        what="frozen (requires_grad=False)",
         why="Frozen parameters stay as they are, which is usually meant",
         hint="If it is not meant, call requires_grad_(True) on them before the optimizer is made",
     ),
     Cause.CUT: Words(
         severity=Severity.ERROR,
-        what="get no gradient",
+        what="without a gradient",
         why="Everything before the cut stays at its initial values, however long the training runs",
         hint="",
     ),
     Cause.NOTHING: Words(
         severity=Severity.ERROR,
-        what="get no gradient (0 allowed), and no other parameter does",
+        what="without a gradient (0 allowed), and so is every other one",
         why="Nothing in the model can be trained by this loss",
         hint=(
             "Check that the loss is computed from the outputs of this forward, with gradients enabled, and "
@@ -64,25 +64,25 @@ WORDS: dict[Cause, Words] = {
     ),
     Cause.NEVER_CALLED: Words(
         severity=Severity.WARNING,
-        what="get no gradient (0 allowed): the module never ran",
+        what="without a gradient (0 allowed): the module never ran",
         why="It takes memory, is not trained, and stops DistributedDataParallel with an error",
         hint="Call it in forward, or remove it; if it runs only sometimes, set find_unused_parameters=True",
     ),
     Cause.DRAWN: Words(
         severity=Severity.INFO,
-        what="get no gradient: the layer did not run, while at least 4 layers like it did",
+        what="without a gradient: the layer did not run, while at least 4 layers like it did",
         why="Layer drop leaves layers out at random while training; one that is always missing is a fault",
         hint="Run again with --eval, where no layer is left out",
     ),
     Cause.NOT_CONSUMED: Words(
         severity=Severity.INFO,
-        what="are unused in this forward: the module ran, and no op consumed them",
+        what="unused in this forward: the module ran, and no op consumed it",
         why="Batches like this one do not train them, as is meant for a mask token or an optional input",
         hint="If it is not meant, use them in forward or remove them",
     ),
     Cause.UNUSED_OUTPUT: Words(
         severity=Severity.WARNING,
-        what="get no gradient (0 allowed): what they compute does not reach the loss",
+        what="without a gradient (0 allowed): what it computes does not reach the loss",
         why="It costs time and memory, is not trained, and stops DistributedDataParallel with an error",
         hint=(
             "Use that output in the loss, or switch it off (an unused pooler: add_pooling_layer=False); "
@@ -91,7 +91,7 @@ WORDS: dict[Cause, Words] = {
     ),
     Cause.NOT_IN_OPTIMIZER: Words(
         severity=Severity.ERROR,
-        what="are not among the optimizer's parameters (0 allowed)",
+        what="missing from the optimizer's parameters (0 allowed)",
         why="They receive a gradient, and no step ever applies it",
         hint=(
             "Hand model.parameters() to the optimizer after the whole model is built and moved; modules in a "
@@ -203,7 +203,7 @@ def _cut(cut: GraphCut, location: Location, group: Sequence[ParameterRecord]) ->
     source = f" ({cut.source})" if cut.source else ""
     message = (
         f"The graph is cut after {cut.module or 'the input'} by {cut.op} {place}{source}: "
-        f"{_amount(group)} before it get no gradient (0 allowed)"
+        f"{_amount(group)} before it without a gradient (0 allowed)"
     )
     facts = (
         ("cause", Cause.CUT.value),
@@ -236,7 +236,7 @@ def _finding(cause: Cause, place: Location, group: Sequence[ParameterRecord]) ->
         slug=RULE.slug,
         severity=words.severity,
         location=place,
-        message=f"{_amount(group)} of {place} {words.what}",
+        message=f"{place}: {_amount(group)} {words.what}",
         why=words.why,
         hint=words.hint,
         value=float(len(group)),
