@@ -12,6 +12,14 @@ from gradflow.rules import RULES
 from gradflow.rules.rule import Rule, Threshold
 
 
+WHEN = {
+    "initialisation": "At initialisation only.",
+    "trained": "After training only (--checkpoint, --trained).",
+    "both": "At initialisation and after training.",
+}
+"""How a page says a rule's phase."""
+
+
 def render_page(rule: Rule) -> str:
     """Return the page of one rule as Markdown, ending in a newline."""
     sections = (
@@ -30,7 +38,7 @@ def render_page(rule: Rule) -> str:
         "## Not reported",
         _bullets(rule.exemptions),
         "## When",
-        f"Judged at: {rule.phase}.",
+        WHEN[rule.phase],
         "## A failing example",
         f"```python\n{rule.failing_example}```",
         "## Its healthy twin",
