@@ -11,7 +11,6 @@ from pathlib import Path
 from gradflow.rules import RULES
 from gradflow.rules.rule import Rule, Threshold
 
-
 WHEN = {
     "initialisation": "At initialisation only.",
     "trained": "After training only (--checkpoint, --trained).",
