@@ -23,10 +23,19 @@ COMPILED_CHILD = "_orig_mod"
 def qualified_names(module: nn.Module) -> dict[nn.Module, str]:
     """Every module once, under its first fully qualified name; compiled wrappers are looked through."""
     return {
-        child: ".".join(part for part in name.split(".") if part != COMPILED_CHILD)
-        for name, child in module.named_modules()
+        child: clean_name(path)
+        for path, child in module.named_modules()
         if COMPILED_CHILD not in child._modules
     }
+
+
+def clean_name(path: str) -> str:
+    """A fully qualified name without the steps that ``torch.compile`` adds."""
+    return (
+        ".".join(part for part in path.split(".") if part != COMPILED_CHILD)
+        if COMPILED_CHILD in path
+        else path
+    )
 
 
 def runs_no_children(module: nn.Module) -> bool:

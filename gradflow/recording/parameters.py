@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.recording.cuts import CutFinder
+from gradflow.recording.hooks import clean_name
 from gradflow.recording.tensor_stats import CHUNK, norm_and_nonfinite
 from gradflow.trace_model import Coverage, ParameterRecord
 
@@ -23,14 +24,15 @@ class NamedParameter:
     owner_type: str
 
 
-def named_parameters(names: dict[nn.Module, str]) -> tuple[NamedParameter, ...]:
-    """Each parameter once, in definition order; tied ones carry their other names."""
+def named_parameters(module: nn.Module) -> tuple[NamedParameter, ...]:
+    """Each parameter once, in definition order; tied and shared ones carry their other names."""
     found: dict[int, list[tuple[str, str, nn.Module, nn.Parameter]]] = {}
-    for module, name in names.items():
-        for own, parameter in module._parameters.items():
+    for path, child in module.named_modules(remove_duplicate=False):
+        name = clean_name(path)
+        for own, parameter in child._parameters.items():
             if parameter is not None:
                 full = f"{name}.{own}" if name else own
-                found.setdefault(id(parameter), []).append((full, name, module, parameter))
+                found.setdefault(id(parameter), []).append((full, name, child, parameter))
     return tuple(
         NamedParameter(
             parameter=uses[0][3],

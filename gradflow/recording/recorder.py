@@ -24,6 +24,7 @@ from gradflow.recording.residual import ADD_OPS, adds_two_streams
 from gradflow.recording.tensor_stats import (
     StatisticsCollector,
     count_nonfinite,
+    is_transformed,
     l2_norm,
     norm_and_nonfinite,
     real_values,
@@ -74,7 +75,7 @@ class Probes:
     def add(self, tensor: Tensor) -> int:
         """Measure a tensor now and its gradient when backward reaches it."""
         probe = self.statistics.add(tensor)
-        if tensor.requires_grad:
+        if tensor.requires_grad and not is_transformed(tensor):
             self.watch_gradient(tensor, probe)
         return probe
 

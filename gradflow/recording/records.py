@@ -65,7 +65,7 @@ def step_record(
     nodes = recorder.dataflow.nodes
     cuts = CutFinder(nodes, None if end is None else end.index)
     called = frozenset(name for name in recorder.names.values() if recorder.calls(name))
-    parameters = parameter_records(named_parameters(recorder.names), cuts, called, optimized)
+    parameters = parameter_records(named_parameters(recorder.module), cuts, called, optimized)
     layers = _layers(recorder, statistics, parameters, cuts)
     return StepRecord(
         layers=layers,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from gradflow.errors import GradflowError, LossError
 from gradflow.recording.dataflow import Node
 from gradflow.recording.failures import describe_failure
-from gradflow.recording.hooks import qualified_names
 from gradflow.recording.nonfinite import FiniteCheck
 from gradflow.recording.parameters import named_parameters
 from gradflow.recording.recorder import Recorder
@@ -48,9 +47,7 @@ def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
 
 def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ...]:
     """Run a step again, looking at every op, to find who made the first non-finite value."""
-    check = FiniteCheck(
-        {item.names[0]: item.parameter for item in named_parameters(qualified_names(job.module))}
-    )
+    check = FiniteCheck({item.names[0]: item.parameter for item in named_parameters(job.module)})
     recorder = Recorder(job.module, batch_size=job.batch_size, observer=check.on_op)
     handles = check.watch_parameters()
     try:
@@ -67,7 +64,7 @@ def _forward_and_backward(
 ) -> tuple[Tensor, Node | None]:
     job.snapshot.clear_gradients()
     seed_everything(seed)
-    with torch.enable_grad(), recorder:
+    with torch.inference_mode(False), torch.enable_grad(), recorder:
         with recorder.forward((batch.args, dict(batch.kwargs))):
             with blamed_on(job.module, "forward"):
                 outputs = job.target.forward(job.module, batch)

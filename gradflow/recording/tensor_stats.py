@@ -34,6 +34,11 @@ WELL_CONDITIONED = 1e-3
 _NOT_MEASURED = TensorStatistics()
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """True inside ``vmap``, ``grad`` and their like, where a tensor stands for values that cannot be read."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def real_values(tensor: Tensor) -> Tensor:
     """The stored values as a dense real tensor: complex as pairs, sparse and nested by values."""
     values = tensor.detach()
@@ -153,6 +158,8 @@ class StatisticsCollector:
         """
         slot = len(self._results)
         self._results.append(_NOT_MEASURED)
+        if is_transformed(tensor):
+            return slot
         values = real_values(tensor)
         key = (values.shape, values.dtype, values.device, values.is_contiguous())
         buffer = self._buffers.get(key)
