@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from gradflow.findings import Finding
 from gradflow.report import Report
-from gradflow.reporters.layer_folding import LayerGroup, Marks
+from gradflow.reporters.layer_folding import LayerGroup, Marks, fold_layers
 from gradflow.reporters.terminal_chart import drop_position
 from gradflow.trace_model import LayerRecord
 
@@ -45,6 +45,13 @@ def _rows_of(layers: Sequence[LayerRecord], place: str) -> list[int]:
         if rows:
             return rows
     return []
+
+
+def shown(report: Report) -> tuple[list[LayerGroup], list[LayerGroup]]:
+    """All rows of the folded table, and those of them that matter."""
+    layers = report.trace.layers
+    groups = fold_layers(layers, severity_marks(layers, report.findings))
+    return groups, choose(groups, report)
 
 
 def choose(groups: Sequence[LayerGroup], report: Report) -> list[LayerGroup]:

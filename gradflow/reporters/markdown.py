@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from gradflow.findings import Finding
 from gradflow.report import Report
-from gradflow.reporters.layer_choice import choose, severity_marks
-from gradflow.reporters.layer_folding import fold_layers
+from gradflow.reporters.layer_choice import shown
 from gradflow.reporters.number_text import count_text
 from gradflow.reporters.severity_style import MARKS
 from gradflow.reporters.terminal_chart import last_gradient
@@ -82,9 +81,7 @@ def _finding_cells(finding: Finding) -> tuple[str, ...]:
 
 
 def _layers(report: Report) -> list[str]:
-    layers = report.trace.layers
-    groups = fold_layers(layers, severity_marks(layers, report.findings))
-    chosen = choose(groups, report)
+    groups, chosen = shown(report)
     rows = [_layer_cells(row) for row in table_rows(chosen, last_gradient(report.trace.trunk))]
     left_out = len(groups) - len(chosen)
     more = ["", f"{count_text(left_out, 'more row')} in `layers.csv`."] if left_out else []

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from gradflow.findings import Finding, Severity
 from gradflow.report import Report
+from gradflow.reporters.layer_choice import shown
 from gradflow.reporters.number_text import count_text, number_text
 from gradflow.reporters.screen import Screen
 from gradflow.reporters.severity_style import COLOURS, COMMAND, HEADING, LABEL, MARKS
@@ -154,10 +155,15 @@ def _next_steps(report: Report, screen: Screen) -> Iterator[tuple[str, str]]:
         yield "report.layers", "every layer, as a DataFrame"
         yield 'report.to_csv("report")', "CSV files for review"
         return
-    if not screen.show_all:
+    if not screen.show_all and _hides_something(report):
         yield f"{screen.command} --all", "every layer"
     if "--csv" not in screen.command:
         yield f"{screen.command} --csv report", "CSV files for review"
+
+
+def _hides_something(report: Report) -> bool:
+    infos = [finding for finding in report.findings if finding.severity is Severity.INFO]
+    return len(shown(report)[1]) < len(report.trace.layers) or len(infos) > _MOST_INFOS
 
 
 def _rules_to_explain(findings: Sequence[Finding]) -> list[str]:

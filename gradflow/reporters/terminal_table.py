@@ -14,8 +14,8 @@ from rich.text import Text
 
 from gradflow.findings import Severity
 from gradflow.report import Report
-from gradflow.reporters.layer_choice import choose, severity_marks
-from gradflow.reporters.layer_folding import LayerGroup, fold_layers, unfolded
+from gradflow.reporters.layer_choice import severity_marks, shown
+from gradflow.reporters.layer_folding import LayerGroup, unfolded
 from gradflow.reporters.number_text import count_text, middle, number_text, range_text, share_text
 from gradflow.reporters.screen import Screen
 from gradflow.reporters.severity_style import COLOURS, HEADING, MARKS
@@ -93,9 +93,10 @@ def _table_row(group: LayerGroup, scale: float | None) -> TableRow:
 def table_lines(report: Report, screen: Screen) -> list[Text]:
     """The section: a heading, the table, and how many rows were left out."""
     layers = report.trace.layers
-    marks = severity_marks(layers, report.findings)
-    groups = unfolded(layers, marks) if screen.show_all else fold_layers(layers, marks)
-    chosen = groups if screen.show_all else choose(groups, report)
+    if screen.show_all:
+        groups = chosen = unfolded(layers, severity_marks(layers, report.findings))
+    else:
+        groups, chosen = shown(report)
     if not chosen:
         return [Text("Layers", style=HEADING), Text("  no layer was recorded")]
     rows = table_rows(chosen, last_gradient(report.trace.trunk))

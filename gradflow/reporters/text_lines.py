@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 _CONSOLE = Console(width=80, legacy_windows=False)
-PROSE_WIDTH = 100
+PROSE_WIDTH = 110
 """Longer lines are hard to read, whatever the terminal."""
 
 
