@@ -249,7 +249,7 @@ def _facts(report: Report) -> list[str]:
     profile = report.profile
     facts = [f"first / last {number_text(profile.gain)}"]
     if math.isfinite(profile.slope):
-        facts.append(f"×{number_text(math.exp(min(profile.slope, 700)))} a tensor")
+        facts.append(f"×{number_text(math.exp(min(profile.slope, 700)))} a layer")
     if math.isfinite(profile.signal_gain):
         facts.append(f"signal kept forward {number_text(profile.signal_gain)}")
     return facts

@@ -25,7 +25,7 @@ from gradflow.trace_file import shape_text
 from gradflow.trace_model import Coverage, TensorStatistics
 
 _GAP = "  "
-_NAME_FOLDS_AT = 32
+_NAME_FOLDS_AT = 28
 _HEADINGS = {
     "name": "layer",
     "type": "type",
