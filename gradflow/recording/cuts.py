@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradflow.recording.dataflow import ESCAPES, Node
+from gradflow.recording.dataflow import ESCAPES, Node, ancestors
 from gradflow.trace_model import GraphCut
 
 
@@ -19,7 +19,7 @@ class CutFinder:
     def __init__(self, nodes: Sequence[Node], end: int | None) -> None:
         self._nodes = nodes
         self._consumers = _consumers(nodes)
-        self._reaches_loss = _ancestors(nodes, end)
+        self._reaches_loss = ancestors(nodes, end)
         self._users: dict[int, list[int]] = {}
         for node in nodes:
             for parameter in node.parameters:
@@ -90,19 +90,6 @@ def _descendants(start: Sequence[int], consumers: dict[int, list[int]]) -> set[i
     waiting = list(start)
     while waiting:
         for i in consumers.get(waiting.pop(), ()):
-            if i not in reached:
-                reached.add(i)
-                waiting.append(i)
-    return reached
-
-
-def _ancestors(nodes: Sequence[Node], end: int | None) -> set[int]:
-    if end is None:
-        return set()
-    reached = {end}
-    waiting = [end]
-    while waiting:
-        for i in nodes[waiting.pop()].inputs:
             if i not in reached:
                 reached.add(i)
                 waiting.append(i)

@@ -303,3 +303,17 @@ def user_source() -> str:
             return f"{Path(filename).name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def ancestors(nodes: Sequence[Node], end: int | None) -> set[int]:
+    """A node and everything it came from; empty for None."""
+    if end is None:
+        return set()
+    reached = {end}
+    waiting = [end]
+    while waiting:
+        for i in nodes[waiting.pop()].inputs:
+            if i not in reached:
+                reached.add(i)
+                waiting.append(i)
+    return reached

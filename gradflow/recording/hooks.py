@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.jit import ScriptModule
 from torch.utils.hooks import RemovableHandle
 
 OnOutput = Callable[[str, nn.Module, Any], None]
@@ -74,6 +75,8 @@ class ModuleHooks:
         self.running.clear()
 
     def _register(self, module: nn.Module, name: str) -> None:
+        if isinstance(module, ScriptModule):
+            return  # TorchScript takes no hooks
         on_output, stack = self._on_output, self.running
         if runs_no_children(module):
 

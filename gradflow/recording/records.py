@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from gradflow.recording.cuts import CutFinder
 from gradflow.recording.dataflow import Node
@@ -94,6 +95,7 @@ def _layers(
             shape=(),
             dtype="",
             coverage=_coverage_of_unseen(name, module, bypassed, cuts),
+            note="TorchScript takes no hooks" if isinstance(module, ScriptModule) else "",
         )
         for position, (module, name) in enumerate(recorder.unseen_rows())
     ]
@@ -103,7 +105,7 @@ def _layers(
 def _coverage_of_unseen(name: str, module: nn.Module, bypassed: set[str], cuts: CutFinder) -> Coverage:
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
     used = name in bypassed or any(cuts.is_consumed(id(parameter)) for parameter in own)
-    return Coverage.BYPASSED if own and used else Coverage.NEVER_CALLED
+    return Coverage.BYPASSED if (own and used) or isinstance(module, ScriptModule) else Coverage.NEVER_CALLED
 
 
 def _layer(order: int, row: Row, recorder: Recorder, statistics: Sequence[TensorStatistics]) -> LayerRecord:

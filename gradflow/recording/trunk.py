@@ -9,18 +9,19 @@ token) are left out.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import heapq
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from gradflow.recording.dataflow import INPUT_OP, Node
+from gradflow.recording.dataflow import Node, ancestors
 from gradflow.recording.residual import Site, residual_sites
 from gradflow.recording.weight_ops import is_weight_op, weights_of
 
 _REDUCTIONS = """
 mean sum amax max logsumexp median adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-adaptive_max_pool1d adaptive_max_pool2d _adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
-__getitem__ select index_select gather narrow
+adaptive_max_pool1d adaptive_max_pool2d _adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d max_pool1d
+max_pool2d __getitem__ select index_select gather narrow
 """
 REDUCTIONS = frozenset(_REDUCTIONS.split())
 REDUCES_TO = 0.25
@@ -43,11 +44,11 @@ def find_trunk(nodes: Sequence[Node], end: int | None) -> TrunkPath:
         return TrunkPath(kind="none", nodes=(), batch_norm=False)
     path = _longest_path(nodes, end)
     path = path[: _reduction_on(path, nodes, end)]
-    sites = _main_level([site for site in residual_sites(nodes) if site.node in set(path)])
-    adds = [site.node for site in sites]
+    sites = [site for site in residual_sites(nodes) if path and site.node <= path[-1]]
+    adds = _longest_stream(sites, nodes)
     outside = _outside_branches(_weight_nodes(path, nodes), sites)
     residual = len(adds) >= 2 and len(outside) <= len(adds) + 1
-    chosen = adds if residual else _mixed(path, nodes, adds, outside)
+    chosen = adds if residual else _mixed(path, nodes, [i for i in adds if i in set(path)], outside)
     kind = "residual" if residual else "weights"
     return TrunkPath(
         kind=kind if len(chosen) > 1 else "none",
@@ -110,18 +111,19 @@ def _longest_path(nodes: Sequence[Node], end: int) -> list[int]:
 
 
 def _reduction_on(path: Sequence[int], nodes: Sequence[Node], end: int) -> int:
-    """Where the path meets its first reduction that no path to the loss goes around; its length if none."""
+    """Where the path meets its first reduction that no way to the loss goes around; its length if none."""
+    bottlenecks = _bottlenecks(nodes, path[0], end)
     for position in range(1, len(path)):
         node, before = nodes[path[position]], nodes[path[position - 1]]
-        if node.op not in REDUCTIONS or not node.requires_grad or not before.shape.numel():
-            continue
-        if len(before.shape) < 3 or node.shape.numel() > REDUCES_TO * before.shape.numel():
-            continue
-        if _keeps_spatial(before.shape, node.shape):
-            continue
-        if _is_bottleneck(node.index, before.index, nodes, end):
+        if node.index in bottlenecks and node.op in REDUCTIONS and _reduces(before.shape, node.shape):
             return position
     return len(path)
+
+
+def _reduces(before: Sequence[int], after: Sequence[int]) -> bool:
+    if len(before) < 3 or math.prod(after) > REDUCES_TO * math.prod(before):
+        return False
+    return not _keeps_spatial(before, after)
 
 
 def _keeps_spatial(before: Sequence[int], after: Sequence[int]) -> bool:
@@ -131,27 +133,57 @@ def _keeps_spatial(before: Sequence[int], after: Sequence[int]) -> bool:
     )
 
 
-def _is_bottleneck(index: int, source: int, nodes: Sequence[Node], end: int) -> bool:
-    """True where no path from ``source`` to ``end`` goes around ``index``."""
-    reached = {source}
-    for node in nodes[source + 1 : end + 1]:
-        if node.index != index and any(i in reached for i in node.inputs):
-            reached.add(node.index)
-    return end not in reached
+def _bottlenecks(nodes: Sequence[Node], start: int, end: int) -> set[int]:
+    """Nodes that every path from ``start`` to ``end`` goes through.
+
+    Indices are a topological order, so a path misses a node just where one of its edges jumps over it.
+    """
+    forward = {start}
+    for node in nodes[start + 1 : end + 1]:
+        if any(i in forward for i in node.inputs):
+            forward.add(node.index)
+    between = sorted(forward & ancestors(nodes, end))
+    last_user = {i: index for index in between for i in nodes[index].inputs}
+    furthest, found = start, set()
+    for index in between:
+        if index >= furthest:
+            found.add(index)
+        furthest = max(furthest, last_user.get(index, index))
+    return found
 
 
-def _main_level(sites: Sequence[Site]) -> list[Site]:
-    """Of nested residuals the level with most adds, the outermost of equals."""
-    depth = {site: sum(_inside(site, other) for other in sites) for site in sites}
-    if not depth:
-        return []
-    counts = Counter(depth.values())
-    level = max(counts, key=lambda d: (counts[d], -d))
-    return [site for site in sites if depth[site] == level]
+def _longest_stream(sites: Sequence[Site], nodes: Sequence[Node]) -> list[int]:
+    """The residual stream with most adds: each add's source leads back to the add before it.
+
+    Adds inside a branch, and those of another stream (an encoder that a decoder looks at), are not on it.
+    """
+    by_node = {site.node: site for site in sites}
+    before = {site.node: _nearest_add(site.source, by_node.keys(), nodes) for site in sites}
+    length: dict[int, int] = {}
+    for add in sorted(by_node):
+        earlier = before[add]
+        length[add] = 1 + (length[earlier] if earlier is not None else 0)
+    stream: list[int] = []
+    step = max(length, key=lambda add: (length[add], add), default=None)
+    while step is not None:
+        stream.append(step)
+        step = before[step]
+    return stream[::-1]
 
 
-def _inside(inner: Site, outer: Site) -> bool:
-    return inner != outer and outer.source <= inner.source and inner.node < outer.node
+def _nearest_add(index: int, adds: Collection[int], nodes: Sequence[Node]) -> int | None:
+    """The latest add among a node and its ancestors."""
+    waiting = [-index]
+    seen = {index}
+    while waiting:
+        latest = -heapq.heappop(waiting)
+        if latest in adds:
+            return latest
+        for i in nodes[latest].inputs:
+            if i not in seen and nodes[i].from_data:
+                seen.add(i)
+                heapq.heappush(waiting, -i)
+    return None
 
 
 def _outside_branches(weights: Sequence[int], sites: Sequence[Site]) -> list[int]:
@@ -162,8 +194,3 @@ def _crosses_batch_norm(path: Sequence[int], nodes: Sequence[Node], chosen: Sequ
     if not chosen:
         return False
     return any(nodes[i].op == "batch_norm" for i in path if chosen[0] < i < chosen[-1])
-
-
-def roots(nodes: Sequence[Node]) -> tuple[int, ...]:
-    """The inputs of the model."""
-    return tuple(node.index for node in nodes if node.op == INPUT_OP)
