@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -134,7 +136,7 @@ def test_the_table_is_plain_in_a_pipe_and_suggests_what_can_be_typed(saved: Path
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "gradflow explain GF101" in done.stdout
-    assert f"gradflow report {saved} --csv report" in done.stdout.replace(" \\\n      ", " ")
+    assert f"gradflow report {saved} --csv report" in " ".join(done.stdout.replace("\\\n", "").split())
 
 
 def test_json_alone_is_on_standard_output(saved: Path, tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_inspect_exits_clean_whatever_it_finds(model: Path) -> None:
         ("x = 1", 2),
         ("def broken(:", 2),
         ("import no_such_module_at_all", 2),
-        ("from torch import nn\nmodel = nn.Linear(3, 3)\nexample_inputs = 1 / 0", 2),
+        ("from torch import nn\nmodel = nn.Linear(3, 3)\nexample_inputs = 1 / 0", 3),
     ],
 )
 def test_inspect_refuses_in_one_sentence_and_writes_nothing(tmp_path: Path, source: str, code: int) -> None:
@@ -261,6 +263,56 @@ def test_inspect_refuses_in_one_sentence_and_writes_nothing(tmp_path: Path, sour
     assert done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("gradflow: ")
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py"] in ([], ["__pycache__"])
+
+
+def test_progress_is_one_line_on_a_terminal_and_gone_at_the_end(model: Path) -> None:
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "gradflow", "inspect", str(model)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=slave, text=True, env=environment)
+    os.close(slave)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert done.returncode == 0
+    assert done.stdout.startswith("gradflow ")
+    assert "importing torch" in shown
+    assert "\x1b[2K" in shown.rpartition("importing torch")[2]
+
+
+INTERRUPTED_MODEL = """
+import time
+from torch import nn, ones
+
+class Slow(nn.Module):
+    def forward(self, x):
+        print("here", flush=True)
+        time.sleep(60)
+        return x
+
+model, example_inputs = Slow(), ones(2, 3)
+"""
+
+
+def test_control_c_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(INTERRUPTED_MODEL, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "gradflow",
+        "inspect",
+        "slow.py",
+        "--csv",
+        "out",
+        "--output",
+        "report.txt",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout, stderr) == (130, "", "interrupted; nothing was written\n")
+    assert {path.name for path in tmp_path.iterdir()} <= {"slow.py", "__pycache__"}
 
 
 def test_the_width_is_the_terminal_s_or_eighty(monkeypatch: pytest.MonkeyPatch) -> None:

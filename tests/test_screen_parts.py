@@ -73,6 +73,7 @@ def test_a_share_is_never_rounded_to_none_or_all(value: float | None, text: str)
         ([None, None], None, "–"),
         ([1.0, None, 3.0], 2.0, "1..3"),
         ([0.5, 0.501, 0.502], 0.501, "0.501"),
+        ([23.0, 451.0], 237.0, "23..451"),
         ([4.1e-9, 1.0], 0.50000000205, "4.1e-09..1"),
     ],
 )
@@ -187,6 +188,12 @@ def test_a_range_marks_what_it_covers_and_a_place_wins_over_it() -> None:
         3: Severity.ERROR,
     }
     assert located(rows, make_finding(location=Location(first="nowhere"))) == []
+
+
+def test_a_finding_about_a_container_marks_what_is_in_it() -> None:
+    rows = layers("encoder.stem", "encoder.norm", "encoders", "")
+    assert located(rows, make_finding(location=Location(first="encoder"))) == [0, 1]
+    assert located(rows, make_finding(location=Location(first="weight"))) == [3]
 
 
 def test_long_tables_keep_what_findings_name_and_both_ends() -> None:

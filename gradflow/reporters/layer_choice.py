@@ -39,12 +39,13 @@ def located(layers: Sequence[LayerRecord], finding: Finding) -> list[int]:
 
 
 def _rows_of(layers: Sequence[LayerRecord], place: str) -> list[int]:
-    """Rows of a module, or of the module that owns a parameter of that name."""
-    for name in (place, place.rpartition(".")[0]):
-        rows = [row.order for row in layers if row.name == name]
-        if rows:
-            return rows
-    return []
+    """Rows of a module, else of all within it, else of the module that owns a parameter of that name."""
+    owner = place.rpartition(".")[0]
+    return (
+        [row.order for row in layers if row.name == place]
+        or [row.order for row in layers if row.name.startswith(f"{place}.")]
+        or [row.order for row in layers if row.name == owner]
+    )
 
 
 def shown(report: Report) -> tuple[list[LayerGroup], list[LayerGroup]]:

@@ -17,7 +17,7 @@ def number_text(value: float | None, digits: int = 3) -> str:
         return "NaN"
     if math.isinf(value):
         return "Inf" if value > 0 else "-Inf"
-    if 999.5 <= abs(value) < 9999.5:
+    if 10**digits - 0.5 <= abs(value) < 9999.5:
         return f"{value:.0f}"
     if 0 < abs(value) < 1e-3:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")

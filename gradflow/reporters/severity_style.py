@@ -8,4 +8,3 @@ MARKS = {Severity.ERROR: "✗", Severity.WARNING: "▲", Severity.INFO: "•", N
 COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan", None: "green"}
 HEADING = "bold"
 LABEL = "cyan"
-COMMAND = "cyan"

@@ -130,8 +130,8 @@ def chart_lines(report: Report, width: int) -> list[Text]:
     """The section: a heading, the chart, and what it says in numbers."""
     trunk = report.trace.trunk
     gains, relative = relative_gradients(trunk)
-    if len(gains) < 2:
-        return [Text("Gradient along the depth", style=HEADING), *_too_short(len(gains), width)]
+    if len(gains) < 2 or not any(gain is not None for gain in gains):
+        return [Text("Gradient along the depth", style=HEADING), *_no_chart(len(gains), width)]
     chart = shape_chart(gains, width, drop_position(trunk))
     colour = COLOURS[_flow_severity(report)]
     return [
@@ -141,9 +141,13 @@ def chart_lines(report: Report, width: int) -> list[Text]:
     ]
 
 
-def _too_short(points: int, width: int) -> list[Text]:
-    have = "no trunk was found" if points == 0 else "the trunk is a single tensor"
-    return hanging(Text("  "), f"{have}: a profile, a gain and a slope need at least two tensors", width)
+def _no_chart(points: int, width: int) -> list[Text]:
+    why = {
+        0: "no trunk was found: a profile, a gain and a slope need at least two tensors",
+        1: "the trunk is a single tensor: a profile, a gain and a slope need at least two",
+    }
+    nothing = f"no gradient was measured at any of the trunk's {points} tensors"
+    return hanging(Text("  "), why.get(points, nothing), width)
 
 
 def _heading(trunk: Trunk, relative: bool, chart: Chart, width: int) -> list[Text]:
@@ -208,8 +212,13 @@ def _power_text(power: int) -> str:
 def _under(report: Report, chart: Chart, width: int) -> list[Text]:
     names = [one_line(point.name) or "(model)" for point in report.trace.trunk.points]
     span = max(chart.bar_width * len(chart.bars), 24)
-    lines = [*_drop_mark(report, chart, width), *_end_names(names[0], names[-1], span, width)]
-    lines += hanging(Text("  "), " · ".join(_facts(report)), width)
+    marks = _drop_mark(report, chart, width)
+    lines = [*marks, *_end_names(names[0], names[-1], span, width)]
+    facts = _facts(report)
+    place = one_line(report.profile.largest_drop_at)
+    if marks and place not in marks[0].plain:
+        facts.append(f"largest drop at {place}")
+    lines += hanging(Text("  "), " · ".join(facts), width)
     return lines + _legend(chart)
 
 
@@ -220,10 +229,10 @@ def _drop_mark(report: Report, chart: Chart, width: int) -> list[Text]:
     size = f"largest drop ÷{number_text(report.profile.largest_drop)}"
     for note in (f"{size} at {one_line(report.profile.largest_drop_at)}", size):
         if column + 2 + cell_len(note) <= width:
-            return [Text(f"{' ' * column}▲ {note}")]
-        if cell_len(note) + 1 <= column:
-            return [Text(f"{' ' * (column - cell_len(note) - 1)}{note} ▲")]
-    return [Text(f"{' ' * column}▲")]
+            return [Text(f"{' ' * column}↑ {note}")]
+        if cell_len(note) + 3 <= column:
+            return [Text(f"{' ' * (column - cell_len(note) - 1)}{note} ↑")]
+    return [Text(f"{' ' * column}↑")]
 
 
 def _end_names(first: str, last: str, span: int, width: int) -> list[Text]:

@@ -13,7 +13,7 @@ from gradflow.report import Report
 from gradflow.reporters.layer_choice import shown
 from gradflow.reporters.number_text import count_text, number_text
 from gradflow.reporters.screen import Screen
-from gradflow.reporters.severity_style import COLOURS, COMMAND, HEADING, LABEL, MARKS
+from gradflow.reporters.severity_style import COLOURS, HEADING, LABEL, MARKS
 from gradflow.reporters.text_lines import fold_name, hanging, one_line
 
 _MOST_INFOS = 6
@@ -137,28 +137,27 @@ def _title(finding: Finding, margin: str, width: int) -> list[Text]:
 def next_lines(report: Report, screen: Screen) -> list[Text]:
     """What to do now: commands that can be copied as they stand."""
     steps = list(_next_steps(report, screen))
-    widest = max(len(command) for command, _ in steps)
-    lines = [Text("Next", style=HEADING)]
-    for command, purpose in steps:
-        if widest + 4 + len(purpose) + 2 <= screen.width:
-            lines.append(Text.assemble("  ", (f"{command:<{widest}}", COMMAND), f"  {purpose}"))
-        else:
-            lines.append(Text(f"  # {purpose}"))
-            lines += [Text(f"  {line}", style=COMMAND) for line in _continued(command, screen.width - 2)]
+    widest = max((len(purpose) for purpose, _ in steps), default=0)
+    lines = [Text("Next", style=HEADING)] if steps else []
+    for purpose, command in steps:
+        label, *more = _continued(command, screen.width - widest - 4)
+        lines.append(Text.assemble("  ", (f"{purpose:<{widest}}", LABEL), f"  {label}"))
+        lines += [Text(f"  {'':<{widest}}  {line}") for line in more]
     return lines
 
 
 def _next_steps(report: Report, screen: Screen) -> Iterator[tuple[str, str]]:
+    """Purpose and command."""
     for rule in _rules_to_explain(report.findings):
-        yield f"gradflow explain {rule}", "meaning, limits, sources"
+        yield f"what {rule} means", f"gradflow explain {rule}"
     if screen.command is None:
-        yield "report.layers", "every layer, as a DataFrame"
-        yield 'report.to_csv("report")', "CSV files for review"
+        yield "every layer", "report.layers"
+        yield "CSV for review", 'report.to_csv("report")'
         return
     if not screen.show_all and _hides_something(report):
-        yield f"{screen.command} --all", "every layer"
+        yield "every layer", f"{screen.command} --all"
     if "--csv" not in screen.command:
-        yield f"{screen.command} --csv report", "CSV files for review"
+        yield "CSV for review", f"{screen.command} --csv report"
 
 
 def _hides_something(report: Report) -> bool:
