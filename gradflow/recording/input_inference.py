@@ -8,7 +8,7 @@ guesses. Tries run on a copy, so the model is as found.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ from gradflow.recording.op_refinements import refine_op
 from gradflow.recording.refinement import Search, Step
 from gradflow.recording.signatures import ForwardSignature, forward_signature
 from gradflow.recording.trial import Failure, TrialResult, Trials, unwrapped
+
+Call = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 MAX_TRIES = 80
 MAX_SECONDS = 60.0
@@ -47,18 +49,27 @@ def infer_inputs(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     source: str = "model.py",
+    call: Call | None = None,
 ) -> InferredInputs:
     """Work out inputs that a model runs with, leaving it and every random state as they are.
 
     A model that raises whatever it is given (its own code is wrong further in) gets the inputs that came
     furthest, so that running it shows its own error.
 
+    Args:
+        module: The model.
+        batch_size: Samples; None for what suits the kind of input.
+        seed: Of the values.
+        dtype: Of floating inputs.
+        source: The target as a command line starts with it, for messages.
+        call: How the model is run with the arguments; None for calling it.
+
     Raises:
         InputError: No guess fits; the message says what was tried and how to give an input.
     """
     signature = forward_signature(module)
     drawing = Drawing(seed=seed, dtype=dtype, device=_device(module))
-    inference = _Inference(module, signature, drawing, batch_size)
+    inference = _Inference(module, signature, drawing, batch_size, call or _called)
     result = inference.run()
     if result is not None:
         guesses, outputs = result
@@ -71,6 +82,10 @@ def infer_inputs(
     raise InputError(_nothing_fits(module, guesses, failure, len(inference.tried), source)) from failure.error
 
 
+def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return module(*args, **kwargs)
+
+
 def _device(module: nn.Module) -> torch.device:
     first = next(iter([*module.parameters(), *module.buffers()]), None)
     return first.device if first is not None else torch.device("cpu")
@@ -80,10 +95,16 @@ class _Inference:
     """One search: a stack of guesses, the most promising on top."""
 
     def __init__(
-        self, module: nn.Module, signature: ForwardSignature, drawing: Drawing, batch_size: int | None
+        self,
+        module: nn.Module,
+        signature: ForwardSignature,
+        drawing: Drawing,
+        batch_size: int | None,
+        call: Call,
     ) -> None:
         self.signature = signature
         self.drawing = drawing
+        self.call = call
         self.trials = Trials(module)
         self.search = Search(sizes=sizes_for(module, batch_size), widths=widths_made(module))
         self.starts = _starts(unwrapped(module), signature, self.search, batch_size)
@@ -112,7 +133,7 @@ class _Inference:
         self.tried[repr(guesses)] = None
         drawn = self.drawing.draw(guesses)
         call = _as_call(drawn, self.signature, None)
-        result = self.trials.run(drawn, lambda model: model(*call.args, **call.kwargs))
+        result = self.trials.run(drawn, lambda model: self.call(model, call.args, call.kwargs))
         if result.failure is not None and (
             self.furthest is None or result.failure.progress > self.furthest[1].progress
         ):

@@ -49,7 +49,7 @@ def probe_loss(seed: int) -> Loss:
 
 
 def returned_loss(seed: int) -> Loss:
-    """Take the loss that the model itself returns, else the probe; which one is known after the first step."""
+    """Take the loss that the model returns, else the probe; which one is known after the first step."""
     kinds: list[Loss] = []
 
     def compute(outputs: Any, batch: Batch) -> Tensor:
@@ -82,7 +82,7 @@ def own_loss(outputs: Any) -> Any:
     if found is not None and not callable(found):
         return found
     leaves = floating_leaves(outputs)
-    if leaves and all(leaf.dim() == 0 and leaf.requires_grad for _, leaf in leaves):
+    if leaves and all(leaf.dim() == 0 for _, leaf in leaves):
         return outputs
     return None
 
@@ -201,6 +201,6 @@ def _cross_entropy(outputs: Any, seed: int) -> Tensor:
             f"cross-entropy over one class is always 0 (the output is {'×'.join(map(str, logits.shape))}); "
             "use --loss mse, --loss probe, or a loss() in the file"
         )
-    shape = (logits.shape[0], *logits.shape[2:])
-    targets = torch.randint(0, logits.shape[1], shape, generator=_generator(seed))
+    positions = (logits.shape[0], *logits.shape[2:])
+    targets = torch.randint(0, logits.shape[1], positions, generator=_generator(seed))
     return F.cross_entropy(logits, targets.to(logits.device))

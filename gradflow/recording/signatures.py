@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,17 @@ class ForwardSignature:
     def accepts(self, name: str) -> bool:
         """Tell whether a keyword of this name can be passed."""
         return self.any_keyword or name in self.names
+
+
+def positional_count(function: Callable[..., Any]) -> int | None:
+    """Count the positional arguments a function can take; None for any number, or where it does not say."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in _POSITIONAL for p in parameters)
 
 
 def forward_signature(module: nn.Module, method: str = "forward") -> ForwardSignature:
