@@ -149,15 +149,15 @@ def next_lines(report: Report, screen: Screen) -> list[Text]:
 def _next_steps(report: Report, screen: Screen) -> Iterator[tuple[str, str]]:
     """Purpose and command."""
     for rule in _rules_to_explain(report.findings):
-        yield f"what {rule} means", f"gradflow explain {rule}"
+        yield f"about {rule}", f"gradflow explain {rule}"
     if screen.command is None:
         yield "every layer", "report.layers"
-        yield "CSV for review", 'report.to_csv("report")'
+        yield "CSV tables", 'report.to_csv("report")'
         return
     if not screen.show_all and _hides_something(report):
         yield "every layer", f"{screen.command} --all"
     if "--csv" not in screen.command:
-        yield "CSV for review", f"{screen.command} --csv report"
+        yield "CSV tables", f"{screen.command} --csv report"
 
 
 def _hides_something(report: Report) -> bool:
@@ -174,10 +174,20 @@ def _rules_to_explain(findings: Sequence[Finding]) -> list[str]:
 def _continued(command: str, width: int) -> list[str]:
     """A command on as many lines as it needs, each but the last ended by a backslash."""
     lines: list[str] = []
-    for word in shlex.split(command):
-        quoted = shlex.quote(word)
-        if lines and len(lines[-1]) + len(quoted) + 3 <= width:
-            lines[-1] += f" {quoted}"
+    for part in _with_values(shlex.split(command)):
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" {part}"
         else:
-            lines.append(quoted if not lines else f"    {quoted}")
+            lines.append(part if not lines else f"    {part}")
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+def _with_values(words: Iterable[str]) -> list[str]:
+    """Words quoted for a shell, each option together with its value."""
+    parts: list[str] = []
+    for word in words:
+        if parts and parts[-1].startswith("--") and " " not in parts[-1] and not word.startswith("-"):
+            parts[-1] += f" {shlex.quote(word)}"
+        else:
+            parts.append(shlex.quote(word))
+    return parts
