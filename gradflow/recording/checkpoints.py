@@ -41,9 +41,8 @@ def load_checkpoint(module: nn.Module, path: str) -> None:
 
 def _clean(key: str) -> str:
     """Drop wrappers' prefixes wherever they stand: a compiled child has one in the middle."""
-    for prefix in _PREFIXES:
-        while key.startswith(prefix):
-            key = key.removeprefix(prefix)
+    while key.startswith(_PREFIXES):
+        key = key.partition(".")[2]
     return key.replace("._orig_mod.", ".")
 
 
