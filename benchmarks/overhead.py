@@ -1,8 +1,8 @@
 """What recording costs: one forward and backward recorded in full against the same step bare.
 
 Pairs of steps, plain and recorded in turn, on two copies of one model in one process. "Recorded in full" is
-what ``gradflow inspect`` records: every row, every gradient, every parameter, the dataflow and the trunk, up to the
-frozen records. Outputs and gradients are compared bit for bit.
+what ``gradflow inspect`` records: every row, every gradient, every parameter, the dataflow and the trunk, up to
+the frozen records; the model is laid out once, before. Outputs and gradients are compared bit for bit.
 
     python benchmarks/overhead.py [--pairs 15] [--threads 2] [shape ...]
 """
@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.table import Table
+from shapes import SHAPES, Shape
 from torch import Tensor, nn
 
+from gradflow.recording.layout import ModelLayout, layout_of
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.records import step_record
-from shapes import SHAPES, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,11 @@ def plain_step(model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def recorded_step(model: nn.Module, inputs: Tensor) -> Tensor:
+def recorded_step(layout: ModelLayout, inputs: Tensor) -> Tensor:
     """The same step with everything recorded."""
+    model = layout.module
     model.zero_grad(set_to_none=True)
-    recorder = Recorder(model, batch_size=inputs.shape[0])
+    recorder = Recorder(layout, batch_size=inputs.shape[0])
     with recorder:
         with recorder.forward((inputs,)):
             outputs = model(inputs)
@@ -62,7 +64,7 @@ def measure(shape: Shape, pairs: int) -> Result:
     """Run pairs after a warm-up, alternating which goes first."""
     torch.manual_seed(0)
     plain = shape.build()
-    watched = copy.deepcopy(plain)
+    watched = layout_of(copy.deepcopy(plain))
     inputs = shape.inputs()
     identical = _identical(plain, watched, inputs)
     wall, cpu, base = [], [], []
@@ -86,12 +88,12 @@ def measure(shape: Shape, pairs: int) -> Result:
     )
 
 
-def _identical(plain: nn.Module, watched: nn.Module, inputs: Tensor) -> bool:
+def _identical(plain: nn.Module, watched: ModelLayout, inputs: Tensor) -> bool:
     torch.manual_seed(1)
     first = plain_step(plain, inputs)
     torch.manual_seed(1)
     second = recorded_step(watched, inputs)
-    pairs = zip(plain.parameters(), watched.parameters(), strict=True)
+    pairs = zip(plain.parameters(), watched.module.parameters(), strict=True)
     same = all(a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad) for a, b in pairs)
     return same and torch.equal(first, second)
 

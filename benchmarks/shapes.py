@@ -109,9 +109,7 @@ class Shape:
 
 
 SHAPES = (
-    Shape(
-        name="resnet18", build=resnet18, inputs=lambda: torch.randn(16, 3, 64, 64), limit=1.15, goal=1.05
-    ),
+    Shape(name="resnet18", build=resnet18, inputs=lambda: torch.randn(16, 3, 64, 64), limit=1.15, goal=1.05),
     Shape(
         name="gpt2", build=GPT2Shape, inputs=lambda: torch.randint(0, 8192, (4, 128)), limit=1.15, goal=1.05
     ),

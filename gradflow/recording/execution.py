@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from gradflow._version import __version__
 from gradflow.errors import UsageError
-from gradflow.recording.hooks import COMPILED_CHILD
+from gradflow.recording.layout import COMPILED_CHILD, layout_of
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.medians import median_step
 from gradflow.recording.records import StepRecord
@@ -150,6 +150,7 @@ def _job(target: Target, module: nn.Module, snapshot: Snapshot) -> Job:
     return Job(
         target=target,
         module=module,
+        layout=layout_of(module),
         snapshot=snapshot,
         batch_size=_batch_size(target.batches[0]),
         optimized=_optimized(target, module),

@@ -1,68 +1,52 @@
-"""Forward hooks on every module of a model, as a context manager: who is running, and what it returned.
+"""Forward hooks over a model, as a context manager: who is running, and what it returned.
 
 Only forward hooks and tensor hooks are used. Full backward hooks wrap every output in an autograd function of
 their own, which breaks on in-place ops, skips nested outputs and costs five times as much.
+
+One hook that torch calls after every module serves them all: hooking hundreds of modules one by one costs more
+than the hooks do. Only a module with forward hooks of the user's own gets one of its own, to run after theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.jit import ScriptModule
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
+
+from gradflow.recording.layout import runs_no_children
 
 OnOutput = Callable[[str, nn.Module, Any], None]
 """Called with the fully qualified name, the module and what its forward returned."""
 
 
-COMPILED_CHILD = "_orig_mod"
-"""Where ``torch.compile`` keeps the module it wraps."""
-
-
-def qualified_names(module: nn.Module) -> dict[nn.Module, str]:
-    """Every module once, under its first fully qualified name; compiled wrappers are looked through."""
-    return {
-        child: clean_name(path)
-        for path, child in module.named_modules()
-        if COMPILED_CHILD not in child._modules
-    }
-
-
-def clean_name(path: str) -> str:
-    """A fully qualified name without the steps that ``torch.compile`` adds."""
-    return (
-        ".".join(part for part in path.split(".") if part != COMPILED_CHILD)
-        if COMPILED_CHILD in path
-        else path
-    )
-
-
-def runs_no_children(module: nn.Module) -> bool:
-    """True for a leaf of torch.nn itself, whose forward is known to run one op and no user code."""
-    return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
-
-
 class ModuleHooks:
     """Keeps the stack of running modules and passes each output on.
+
+    TorchScript modules take no hooks and are not seen.
 
     Args:
         names: Modules and their fully qualified names.
         on_output: Called after each forward of each module.
     """
 
-    def __init__(self, names: dict[nn.Module, str], on_output: OnOutput) -> None:
-        self._names = names
-        self._on_output = on_output
+    def __init__(self, names: Mapping[nn.Module, str], on_output: OnOutput) -> None:
         self.running: list[str] = []
         """Fully qualified names of the modules that are running, outermost first."""
+        self._names = names
+        self._on_output = on_output
+        self._own = frozenset(module for module in names if module._forward_hooks)
+        self._stacked = frozenset(module for module in names if not runs_no_children(module))
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> ModuleHooks:
         try:
-            for module, name in self._names.items():
-                self._register(module, name)
+            self._handles.append(register_module_forward_hook(self._after_any))
+            for module in self._stacked | self._own:
+                self._register(module)
         except BaseException:
             self.__exit__()
             raise
@@ -74,26 +58,25 @@ class ModuleHooks:
         self._handles.clear()
         self.running.clear()
 
-    def _register(self, module: nn.Module, name: str) -> None:
+    def _register(self, module: nn.Module) -> None:
         if isinstance(module, ScriptModule):
-            return  # TorchScript takes no hooks
-        on_output, stack = self._on_output, self.running
-        if runs_no_children(module):
-
-            def after_leaf(module: nn.Module, args: Any, output: Any) -> None:
-                on_output(name, module, output)
-
-            self._handles.append(module.register_forward_hook(after_leaf))
             return
+        if module in self._stacked:
+            self._handles.append(module.register_forward_pre_hook(self._before, prepend=True))
+        if module in self._own:
+            self._handles.append(module.register_forward_hook(self._after))
 
-        def before(module: nn.Module, args: Any) -> None:
-            stack.append(name)
+    def _before(self, module: nn.Module, args: Any) -> None:
+        self.running.append(self._names[module])
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+    def _after_any(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module in self._names and module not in self._own:
+            self._after(module, args, output)
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._names[module]
+        if module in self._stacked:
             # A forward that raised and was caught left its name, and those inside it, behind.
-            while stack and stack.pop() != name:
+            while self.running and self.running.pop() != name:
                 pass
-            on_output(name, module, output)
-
-        self._handles.append(module.register_forward_pre_hook(before, prepend=True))
-        self._handles.append(module.register_forward_hook(after))
+        self._on_output(name, module, output)

@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradflow.recording.cuts import CutFinder
-from gradflow.recording.hooks import clean_name
+from gradflow.recording.layout import NamedParameter
 from gradflow.recording.tensor_stats import CHUNK, norm_and_nonfinite
 from gradflow.trace_model import Coverage, ParameterRecord
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedParameter:
-    """A parameter with every name it goes by."""
-
-    parameter: nn.Parameter
-    names: tuple[str, ...]
-    owner: str
-    owner_type: str
-
-
-def named_parameters(module: nn.Module) -> tuple[NamedParameter, ...]:
-    """Each parameter once, in definition order; tied and shared ones carry their other names."""
-    found: dict[int, list[tuple[str, str, nn.Module, nn.Parameter]]] = {}
-    for path, child in module.named_modules(remove_duplicate=False):
-        name = clean_name(path)
-        for own, parameter in child._parameters.items():
-            if parameter is not None:
-                full = f"{name}.{own}" if name else own
-                found.setdefault(id(parameter), []).append((full, name, child, parameter))
-    return tuple(
-        NamedParameter(
-            parameter=uses[0][3],
-            names=tuple(use[0] for use in uses),
-            owner=uses[0][1],
-            owner_type=type(uses[0][2]).__name__,
-        )
-        for uses in found.values()
-    )
 
 
 def parameter_records(
@@ -53,7 +22,7 @@ def parameter_records(
     """Measure every parameter and its gradient.
 
     Args:
-        named: From ``named_parameters``.
+        named: Every parameter of the model, once.
         cuts: Of the step that has just run.
         called: Fully qualified names of the modules that ran.
         optimized: ``id`` of each parameter of the optimizer; None where no optimizer is known.

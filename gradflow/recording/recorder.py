@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.recording.dataflow import Dataflow, Node, Observer
-from gradflow.recording.hooks import ModuleHooks, qualified_names
+from gradflow.recording.hooks import ModuleHooks
+from gradflow.recording.layout import ModelLayout
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.residual import ADD_OPS, adds_two_streams
 from gradflow.recording.tensor_stats import (
@@ -37,7 +38,7 @@ Gradient = tuple[float, int]
 """L2 norm of the whole tensor, and how many of its elements are not finite."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Row:
     """One output leaf of one call, as it was seen."""
 
@@ -108,24 +109,24 @@ class Recorder:
     """Records one forward and backward of a model, and leaves no hook behind.
 
     Args:
-        module: The model.
+        layout: The model's, from ``layout_of``.
         batch_size: N of theory section 0; 0 where the inputs share no leading dimension.
         observer: Told of every op besides.
     """
 
-    def __init__(self, module: nn.Module, *, batch_size: int, observer: Observer | None = None) -> None:
-        self.module = module
+    def __init__(self, layout: ModelLayout, *, batch_size: int, observer: Observer | None = None) -> None:
+        self.layout = layout
         self._observer = observer
         self.batch_size = batch_size
-        self.names = qualified_names(module)
         self.rows: list[Row] = []
         self.probes = Probes(StatisticsCollector(batch_size))
-        self._row_modules = {child for child in self.names if _has_rows(child, module)}
+        self._row_modules = layout.row_modules
         self._calls: dict[str, int] = {}
         self._recomputed: list[_Recomputed] = []
         self._collected = True
-        self._hooks = ModuleHooks(self.names, self._on_output)
-        self.dataflow = Dataflow(module.parameters(), self._hooks.running, self._on_op)
+        self._hooks = ModuleHooks(layout.names, self._on_output)
+        parameters = (item.parameter for item in layout.parameters)
+        self.dataflow = Dataflow(parameters, self._hooks.running, self._on_op)
 
     def __enter__(self) -> Recorder:
         # A step makes thousands of small lasting objects; a full collection over a heap that holds torch and
@@ -152,9 +153,8 @@ class Recorder:
 
     def unseen_rows(self) -> tuple[tuple[nn.Module, str], ...]:
         """Modules that ought to have a row and never passed their hook, in definition order."""
-        return tuple(
-            (m, name) for m, name in self.names.items() if m in self._row_modules and not self.calls(name)
-        )
+        names = self.layout.names.items()
+        return tuple((m, name) for m, name in names if m in self._row_modules and not self.calls(name))
 
     def calls(self, name: str) -> int:
         """How often a module was called."""
@@ -184,23 +184,21 @@ class Recorder:
             call = self._calls.get(name, 0)
             self._calls[name] = call + 1
             leaves = (("", output),) if isinstance(output, Tensor) else tensor_leaves(output)
-            has_rows, first = module in self._row_modules, len(self.rows)
+            rows, first = self.rows, len(self.rows)
             for path, tensor in leaves:
                 node = self.dataflow.node_of(tensor)
                 if node is not None:
                     node.returned_by = name
                     node.made_by = node.made_by or name
-                if has_rows and (tensor.is_floating_point() or tensor.is_complex()):
-                    self._add_row(name, module, call, path, tensor, node)
-            if has_rows and len(self.rows) == first:
-                self.rows.append(_row(name, module, call, *(leaves[0] if leaves else ("", None))))
-
-    def _add_row(
-        self, name: str, module: nn.Module, call: int, path: str, tensor: Tensor, node: Node | None
-    ) -> None:
-        row = _row(name, module, call, path, tensor)
-        row.node, row.probe, row.requires_grad = node, self._probe(tensor, node), tensor.requires_grad
-        self.rows.append(row)
+                if module in self._row_modules and (tensor.is_floating_point() or tensor.is_complex()):
+                    probe = self._probe(tensor, node)
+                    shape, dtype = tensor.shape, tensor.dtype
+                    rows.append(
+                        Row(name, module, call, path, shape, dtype, probe, tensor.requires_grad, node)
+                    )
+            if module in self._row_modules and len(rows) == first:
+                path, shape, dtype = _without_floats(leaves)
+                rows.append(Row(name, module, call, path, shape, dtype))
 
     def _probe(self, tensor: Tensor, node: Node | None) -> int:
         if node is None:
@@ -257,21 +255,9 @@ def _alike(statistics: tuple[TensorStatistics, ...], first: int | None, second: 
     )
 
 
-def _has_rows(module: nn.Module, root: nn.Module) -> bool:
-    """Rows are for the root, for modules without children and for those that own parameters."""
-    if module is root:
-        return True
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
-        return False
-    return not module._modules or any(p is not None for p in module._parameters.values())
-
-
-def _row(name: str, module: nn.Module, call: int, path: str, tensor: Tensor | None) -> Row:
-    return Row(
-        name=name,
-        module=module,
-        call=call,
-        output=path,
-        shape=torch.Size(()) if tensor is None else tensor.shape,
-        dtype=None if tensor is None else tensor.dtype,
-    )
+def _without_floats(leaves: tuple[tuple[str, Tensor], ...]) -> tuple[str, torch.Size, torch.dtype | None]:
+    """Path, shape and dtype of the first leaf of an output that holds no floating tensor."""
+    if not leaves:
+        return "", torch.Size(()), None
+    path, tensor = leaves[0]
+    return path, tensor.shape, tensor.dtype

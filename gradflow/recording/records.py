@@ -11,7 +11,7 @@ from torch.jit import ScriptModule
 
 from gradflow.recording.cuts import CutFinder
 from gradflow.recording.dataflow import Node
-from gradflow.recording.parameters import named_parameters, parameter_records
+from gradflow.recording.parameters import parameter_records
 from gradflow.recording.recorder import Recorder, Row
 from gradflow.recording.residual import residual_sites
 from gradflow.recording.trunk import find_trunk
@@ -65,8 +65,8 @@ def step_record(
     statistics = recorder.collect()
     nodes = recorder.dataflow.nodes
     cuts = CutFinder(nodes, None if end is None else end.index)
-    called = frozenset(name for name in recorder.names.values() if recorder.calls(name))
-    parameters = parameter_records(named_parameters(recorder.module), cuts, called, optimized)
+    called = frozenset(name for name in recorder.layout.names.values() if recorder.calls(name))
+    parameters = parameter_records(recorder.layout.parameters, cuts, called, optimized)
     layers = _layers(recorder, statistics, parameters, cuts)
     return StepRecord(
         layers=layers,

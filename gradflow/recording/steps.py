@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from gradflow.errors import GradflowError, LossError
 from gradflow.recording.dataflow import Node
 from gradflow.recording.failures import describe_failure
+from gradflow.recording.layout import ModelLayout
 from gradflow.recording.nonfinite import FiniteCheck
-from gradflow.recording.parameters import named_parameters
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.records import StepRecord, step_record
 from gradflow.recording.seeding import seed_everything
@@ -28,6 +28,7 @@ class Job:
 
     target: Target
     module: nn.Module
+    layout: ModelLayout
     snapshot: Snapshot
     batch_size: int
     optimized: frozenset[int] | None
@@ -36,7 +37,7 @@ class Job:
 
 def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
     """Record one step; the model is put back afterwards."""
-    recorder = Recorder(job.module, batch_size=job.batch_size)
+    recorder = Recorder(job.layout, batch_size=job.batch_size)
     try:
         loss, end = _forward_and_backward(job, recorder, batch, seed)
         value = None if job.target.loss.is_probe else float(loss.detach().item())
@@ -47,8 +48,8 @@ def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
 
 def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ...]:
     """Run a step again, looking at every op, to find who made the first non-finite value."""
-    check = FiniteCheck({item.names[0]: item.parameter for item in named_parameters(job.module)})
-    recorder = Recorder(job.module, batch_size=job.batch_size, observer=check.on_op)
+    check = FiniteCheck({item.names[0]: item.parameter for item in job.layout.parameters})
+    recorder = Recorder(job.layout, batch_size=job.batch_size, observer=check.on_op)
     handles = check.watch_parameters()
     try:
         _, end = _forward_and_backward(job, recorder, batch, seed)

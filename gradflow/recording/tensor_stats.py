@@ -1,9 +1,9 @@
 """Tensor -> statistics, on the tensor's device, with one transfer when they are asked for.
 
 A small tensor is copied whole into a buffer that its shape reuses, and full buffers are reduced at once: a
-deep narrow model pays for a handful of calls instead of hundreds, and touches no new memory. Of a large tensor
-the norm, the mean and the extremes are exact, one pass each; zero fraction, centred signal and common mode
-come from a strided sample, whose size is stated (standard error of a fraction p:
+deep narrow model pays for a handful of calls instead of hundreds, and touches no new memory. Of a large
+tensor the norm, the mean and the extremes are exact, one pass each; zero fraction, centred signal and common
+mode come from a strided sample, whose size is stated (standard error of a fraction p:
 ``sqrt(p (1 - p) / sample)``).
 """
 
