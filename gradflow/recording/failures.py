@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradflow.errors import GradflowError, InputError, ModelError
 from gradflow.recording.layer_wants import out_width, wants
-from gradflow.recording.tracebacks import frames, model_error, one_line, user_traceback, where
+from gradflow.recording.tracebacks import frames, is_user_file, model_error, one_line, user_traceback
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC", re.I
@@ -74,10 +74,10 @@ def describe_failure(error: BaseException, module: nn.Module, phase: str) -> Gra
         )
     place = find_place(error, module)
     if phase == "forward":
-        misfit = _call_misfit(error, module) or (_misfit(error, module, place) if place is not None else None)
+        misfit = _call_misfit(error, place) or _misfit(error, module, place)
         if misfit is not None:
             return misfit
-    at = f" in {place.words}" if place is not None else ""
+    at = f" in {place.words}" if place is not None and place.name else ""
     return model_error(error, f"the model's {phase}{at}")
 
 
@@ -135,12 +135,15 @@ def _same_memory(tensor: Tensor, other: Tensor) -> bool:
         return False
 
 
-def _call_misfit(error: BaseException, module: nn.Module) -> InputError | None:
+def _call_misfit(error: BaseException, place: Place | None) -> InputError | None:
     """forward() itself refused the call: an argument is missing, or one too many."""
     text = str(error)
-    if not isinstance(error, TypeError) or _CALL.search(text) is None or where(error):
+    if not isinstance(error, TypeError) or _CALL.search(text) is None or place is None or place.name:
         return None
-    name = type(module).__name__
+    *_, (innermost, _) = frames(error)
+    if is_user_file(innermost.f_code.co_filename):
+        return None
+    name = type(place.layer).__name__
     said = text.rpartition("()")[2].strip() or text
     missing = re.findall(r"'(\w+)'", said) if "missing" in said else []
     hint = (
@@ -152,7 +155,9 @@ def _call_misfit(error: BaseException, module: nn.Module) -> InputError | None:
     )
 
 
-def _misfit(error: BaseException, module: nn.Module, place: Place) -> GradflowError | None:
+def _misfit(error: BaseException, module: nn.Module, place: Place | None) -> GradflowError | None:
+    if place is None:
+        return None
     expected = wants(place.layer)
     if _MISFIT.search(str(error)) is None or (expected is None and not place.from_input):
         return None
