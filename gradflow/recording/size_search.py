@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The likeliest first: of two that fit as well, 96 is meant more often than 100.
 COMMON_SIDES = (
     *(32, 28, 64, 224, 96, 128, 48, 256, 84, 16, 227, 299, 112, 160, 192, 40, 56, 20, 24),
     *(80, 100, 240, 320, 384, 512, 14, 8, 10, 12, 4),
@@ -32,7 +33,8 @@ def next_sides(tried: tuple[Tried, ...], wanted: int, dims: int) -> tuple[int, .
     if high - low <= 1:
         return ()
     expected = min(max(_estimate(tried, wanted, dims), low + 1), high - 1)
-    common = sorted((s for s in COMMON_SIDES if low < s < high), key=lambda s: abs(s - expected))
+    likely = {side: abs(side - expected) + rank // 4 for rank, side in enumerate(COMMON_SIDES)}
+    common = sorted((side for side in COMMON_SIDES if low < side < high), key=likely.__getitem__)
     near = [s for s in common if abs(s - expected) <= max(4, expected // 4)]
     middle = (low + high) // 2 if high <= LARGEST_SIDE else low * 2
     seen = {t.side for t in tried}
