@@ -18,6 +18,8 @@ from gradflow.recording.target_types import Batch, Loss, user_inputs
 from gradflow.recording.tracebacks import one_line
 from gradflow.recording.trial import Trials
 
+_LIBRARIES = ("lightning", "pytorch_lightning")
+
 
 def is_lightning(module: nn.Module) -> bool:
     """Tell a LightningModule by the names of its ancestors: lightning need not be installed."""
@@ -36,7 +38,7 @@ def has_forward(module: nn.Module) -> bool:
 
 def _is_own(module: nn.Module, method: str) -> bool:
     function = getattr(type(module), method, None)
-    return function is not None and "lightning" not in function.__module__.partition(".")[0]
+    return function is not None and function.__module__.partition(".")[0] not in _LIBRARIES
 
 
 def training_step(module: Any, batch: Batch) -> Any:
