@@ -20,6 +20,7 @@ from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.medians import median_step
 from gradflow.recording.records import StepRecord
 from gradflow.recording.seeding import random_state_kept, seed_everything
+from gradflow.recording.signatures import forward_signature
 from gradflow.recording.snapshot import Snapshot, preserved
 from gradflow.recording.steps import Job, blamed_on, find_origins, run_step
 from gradflow.recording.target import Batch, Target
@@ -192,9 +193,9 @@ def _run_info(
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         buffers=sum(b.numel() for b in module.buffers()),
-        inputs=_input_phrases(target.batches[0]),
+        inputs=_input_phrases(target.batches[0], forward_signature(module).positional),
         inputs_from=target.inputs_from,
-        loss=target.loss.description,
+        loss=target.loss.settled().description,
         loss_values=tuple(step.loss for step in recorded if step.loss is not None),
         optimizer=None if target.optimizer is None else type(target.optimizer).__name__,
         device=", ".join(sorted({str(p.device) for p in parameters})) or "cpu",
@@ -215,9 +216,10 @@ def _mode(module: nn.Module) -> str:
     return "mixed" if len(modes) > 1 else "train" if modes == {True} else "eval"
 
 
-def _input_phrases(batch: Batch) -> tuple[str, ...]:
-    """One phrase a tensor: "ids 4×128 int64"."""
-    named = [*enumerate(batch.args), *batch.kwargs.items()]
+def _input_phrases(batch: Batch, names: tuple[str, ...]) -> tuple[str, ...]:
+    """One phrase a tensor: "ids 4×128 int64"; positional ones by what forward calls them."""
+    positional = [names[i] if i < len(names) else i for i in range(len(batch.args))]
+    named = [*zip(positional, batch.args, strict=True), *batch.kwargs.items()]
     return tuple(
         _phrase(f"{name}.{path}" if path else str(name), tensor)
         for name, value in named

@@ -40,7 +40,7 @@ def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
     recorder = Recorder(job.layout, batch_size=job.batch_size)
     try:
         loss, end = _forward_and_backward(job, recorder, batch, seed)
-        value = None if job.target.loss.is_probe else float(loss.detach().item())
+        value = None if job.target.loss.settled().is_probe else float(loss.detach().item())
         return step_record(recorder, end=end, loss=value, optimized=job.optimized)
     finally:
         job.snapshot.restore()
