@@ -143,6 +143,10 @@ class TrunkPoint:
     gradient_norm: float | None
     gradient_nonfinite: int | None = None
     activation: TensorStatistics | None = None
+    token_signal: float | None = None
+    """RMS over units and samples of the across-token standard deviation; (batch, tokens, features) only."""
+    token_common_mode: float | None = None
+    """||mean_t h||^2 / mean_t ||h||^2 over tokens; (batch, tokens, features) only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,21 +181,111 @@ class NonFiniteOrigin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OverwrittenSkip:
+    """An in-place op wrote over the tensor that the skip then carried."""
+
+    op: str
+    """"relu", "add" ..."""
+    name: str
+    """Fully qualified name of the module that ran it."""
+    source: str
+    """"model.py:31": the statement of the adding forward that led to it; "" where there is no source."""
+    rebound: bool | None
+    """True where that statement binds the result to the skip's own name (meant); None where there is no source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResidualRecord:
-    """One residual site: an add of a stream and a branch of it."""
+    """One residual site: an add of a stream and a branch of it. Norms are Frobenius norms of whole tensors."""
 
     order: int
     name: str
     """Fully qualified name of the module whose forward adds."""
     index: int
-    """The how-manieth residual add of that call, from 0."""
+    """The how-manieth residual site of that call, from 0."""
     call: int
+    """The how-manieth call of that module, from 0."""
     kind: str
     """"identity", "projection", "scaled", "gated", "concat", "low_rank" or "opaque"."""
     source: str
-    """"model.py:31", or ""."""
+    """"model.py:31" of the add, or ""."""
     shape: tuple[int, ...]
+    skip_norm: float | None = None
+    """Of what the skip brings to the add."""
+    branch_norm: float | None = None
+    """Of F: what the branch brings to the add (of parallel branches their sum)."""
+    rho: float | None = None
+    """branch_norm / skip_norm; inf for a zero skip, None where both are zero."""
+    cosine: float | None = None
+    """Between skip and branch, over all elements; None where one is zero."""
+    block_influence: float | None = None
+    """1 - mean cos(x, x + F), over tokens of a (batch, tokens, features) stream, else over samples."""
     gradient_norm: float | None = None
+    """Of the gradient at the sum."""
+    source_gradient_norm: float | None = None
+    """Of the gradient at the tensor that skip and branch both come from: what both bring back."""
+    branch_scale: float | None = None
+    """The factor on the branch (LayerScale, ReZero, a constant): the number, or the RMS of the parameter."""
+    branches: int = 1
+    """How many parallel branches are summed."""
+    parent: int | None = None
+    """``order`` of the site in whose branch this one stands."""
+    span: int = 0
+    """Weight layers in the branch."""
+    gradient_ratio: float | None = None
+    """source_gradient_norm / gradient_norm."""
+    std: float | None = None
+    """Standard deviation of the sum's elements."""
+    source_std: float | None = None
+    """Standard deviation of the source's elements."""
+    skip_scale: float | None = None
+    """The factor on the skip of a scaled site."""
+    in_place: bool = False
+    """The add wrote into one of its operands."""
+    branch_ops: tuple[str, ...] = ()
+    """What the branch consists of, first to last: "batch_norm", "relu", "conv2d"."""
+    shortcut_ops: tuple[str, ...] = ()
+    """What stands on the skip, first to last; empty for a bare skip."""
+    branch_parameters: tuple[str, ...] = ()
+    """Fully qualified names of the parameters in the branch, factors included."""
+    opened_by: tuple[str, ...] = ()
+    """Those of them that multiply (no biases) and get a gradient that is not zero."""
+    broadcast: bool = False
+    """The stream was broadcast to a larger shape by the add, in a dimension other than the batch."""
+    like: str = ""
+    """Sites of the same make share this: class of the adding module, index, kind and branch ops."""
+    overwritten: OverwrittenSkip | None = None
+    """Set where an in-place op stands between the stream and what both skip and branch took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationRecord:
+    """One call of a nonlinearity, module or function: what its units do."""
+
+    order: int
+    name: str
+    """Fully qualified name of the activation module, or of the module whose forward calls the function."""
+    op: str
+    """"relu", "gelu", "tanh", "sigmoid" ..."""
+    call: int
+    layer: int | None
+    """``order`` of the layer row that is this very tensor, or None."""
+    units: int
+    """Channels or features that were looked at."""
+    observations: int
+    """Samples times positions that each unit was seen at."""
+    inactive: float | None = None
+    """Share of units active (output above 0) in less than 1% of the observations; rectifiers only."""
+    sunk: float | None = None
+    """Share of units whose pre-activation has its mean more than 4 of its standard deviations below 0."""
+    dormant: float | None = None
+    """Share of units with a Sokar score E|h_i| / mean_j E|h_j| of at most 0.1; not for rectifiers."""
+    saturated: float | None = None
+    """Share of elements with |z| > 5 (sigmoid) or |z| > 2.5 (tanh); these two only."""
+    stuck: float | None = None
+    """Share of units on one side of saturation in at least 99% of the observations; these two only."""
+    is_gate: bool = False
+    """Its output multiplies another stream (a gate), or is the model's output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,4 +335,5 @@ class Trace:
     residuals: tuple[ResidualRecord, ...] = ()
     origins: tuple[NonFiniteOrigin, ...] = ()
     """At most one a phase, the earliest."""
+    activations: tuple[ActivationRecord, ...] = ()
     schema: int = SCHEMA_VERSION
