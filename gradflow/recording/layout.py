@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
+
+from gradflow.recording.sample_buffers import BufferPool
 
 COMPILED_CHILD = "_orig_mod"
 """Where ``torch.compile`` keeps the module it wraps."""
@@ -32,6 +34,8 @@ class ModelLayout:
     """Those that get rows: the root, modules without children, and those that own parameters."""
     parameters: tuple[NamedParameter, ...]
     """Each parameter once, in definition order; tied and shared ones carry their other names."""
+    buffers: BufferPool = field(default_factory=BufferPool, compare=False, repr=False)
+    """Memory that the steps share."""
 
 
 def layout_of(module: nn.Module) -> ModelLayout:

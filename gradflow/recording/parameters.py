@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gradflow.recording.cuts import CutFinder
 from gradflow.recording.layout import NamedParameter
-from gradflow.recording.tensor_stats import CHUNK, norm_and_nonfinite
+from gradflow.recording.tensor_stats import CHUNK, dtype_name, norm_and_nonfinite
 from gradflow.trace_model import Coverage, ParameterRecord
 
 
@@ -27,8 +28,8 @@ def parameter_records(
         called: Fully qualified names of the modules that ran.
         optimized: ``id`` of each parameter of the optimizer; None where no optimizer is known.
     """
-    values = _norms(item.parameter for item in named)
-    gradients = _norms(item.parameter.grad for item in named)
+    values = _norms([item.parameter for item in named])
+    gradients = _norms([item.parameter.grad for item in named])
     return tuple(
         _record(item, value, gradient, cuts, called, optimized)
         for item, value, gradient in zip(named, values, gradients, strict=True)
@@ -44,26 +45,30 @@ def _record(
     optimized: frozenset[int] | None,
 ) -> ParameterRecord:
     coverage = _coverage(item, gradient, cuts, called)
-    norm = None if value is None else value[0]
-    gradient_norm = None if gradient is None else gradient[0]
-    both = norm is not None and gradient_norm is not None
+    parameter = item.parameter
+    norm, value_nonfinite = (None, None) if value is None else value
+    gradient_norm, gradient_nonfinite = (None, None) if gradient is None else gradient
+    elasticity = ratio = None
+    if norm is not None and gradient_norm is not None:
+        elasticity = norm * gradient_norm
+        ratio = gradient_norm / norm if norm else None
     return ParameterRecord(
         name=item.names[0],
         aliases=item.names[1:],
         module=item.owner,
-        shape=tuple(item.parameter.shape),
-        dtype=str(item.parameter.dtype).removeprefix("torch."),
+        shape=tuple(parameter.shape),
+        dtype=dtype_name(parameter.dtype),
         coverage=coverage,
         norm=norm,
         gradient_norm=gradient_norm,
-        gradient_nonfinite=None if gradient is None else gradient[1],
-        elasticity=norm * gradient_norm if norm is not None and gradient_norm is not None else None,
-        gradient_ratio=gradient_norm / norm if both and norm and gradient_norm is not None else None,
-        value_nonfinite=None if value is None else value[1],
+        gradient_nonfinite=gradient_nonfinite,
+        elasticity=elasticity,
+        gradient_ratio=ratio,
+        value_nonfinite=value_nonfinite,
         module_type=item.owner_type,
-        requires_grad=item.parameter.requires_grad,
-        in_optimizer=None if optimized is None else id(item.parameter) in optimized,
-        cut=cuts.find(id(item.parameter)) if coverage is Coverage.NO_GRAD else None,
+        requires_grad=parameter.requires_grad,
+        in_optimizer=None if optimized is None else id(parameter) in optimized,
+        cut=cuts.find(id(parameter)) if coverage is Coverage.NO_GRAD else None,
     )
 
 
@@ -79,23 +84,34 @@ def _coverage(
     return Coverage.UNUSED if item.owner in called else Coverage.NEVER_CALLED
 
 
-def _norms(tensors: Iterable[Tensor | None]) -> list[tuple[float, int] | None]:
+def _norms(tensors: Sequence[Tensor | None]) -> list[tuple[float, int] | None]:
     """(norm, non-finite count) of each tensor; small ones in one batch a device."""
-    listed = list(tensors)
-    found: list[tuple[float, int] | None] = [None] * len(listed)
-    small: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
-    for position, tensor in enumerate(listed):
-        if tensor is None or not _is_measurable(tensor):
+    found: list[tuple[float, int] | None] = [None] * len(tensors)
+    small: dict[torch.device, list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        if tensor is None:
             continue
-        if tensor.layout is torch.strided and tensor.dtype is torch.float32 and 0 < tensor.numel() <= CHUNK:
-            small.setdefault((tensor.device, tensor.dtype), []).append((position, tensor.detach()))
-        else:
+        if _is_small(tensor):
+            small.setdefault(tensor.device, []).append(position)
+        elif _is_measurable(tensor):
             found[position] = norm_and_nonfinite(tensor)
-    for members in small.values():
-        norms = torch.stack(list(torch._foreach_norm([tensor for _, tensor in members]))).tolist()
-        for (position, tensor), norm in zip(members, norms, strict=True):
-            found[position] = (norm, 0) if norm < float("inf") else norm_and_nonfinite(tensor)
+    for positions in small.values():
+        members = [tensor for tensor in map(tensors.__getitem__, positions) if tensor is not None]
+        with torch.no_grad():
+            norms = torch.stack(torch._foreach_norm(members)).tolist()
+        for position, tensor, norm in zip(positions, members, norms, strict=True):
+            found[position] = (norm, 0) if norm < math.inf else norm_and_nonfinite(tensor)
     return found
+
+
+def _is_small(tensor: Tensor) -> bool:
+    """True where one float32 accumulator is accurate enough."""
+    return (
+        tensor.dtype is torch.float32
+        and tensor.layout is torch.strided
+        and 0 < tensor.numel() <= CHUNK
+        and not tensor.is_meta
+    )
 
 
 def _is_measurable(tensor: Tensor) -> bool:

@@ -119,7 +119,7 @@ class Recorder:
         self._observer = observer
         self.batch_size = batch_size
         self.rows: list[Row] = []
-        self.probes = Probes(StatisticsCollector(batch_size))
+        self.probes = Probes(StatisticsCollector(batch_size, layout.buffers))
         self._row_modules = layout.row_modules
         self._calls: dict[str, int] = {}
         self._recomputed: list[_Recomputed] = []
