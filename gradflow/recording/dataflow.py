@@ -116,7 +116,7 @@ class Dataflow(TorchFunctionMode):
 
     def add_input(self, tensor: Tensor) -> None:
         """Make a tensor the model was given a root of the graph."""
-        self._append(tensor, INPUT_OP, (), (), from_data=True)
+        self._append(tensor, INPUT_OP, (), ()).from_data = True
 
     def node_of(self, tensor: Tensor) -> Node | None:
         """The node of a tensor as it is now; None for one that no op was seen to make."""
@@ -132,14 +132,10 @@ class Dataflow(TorchFunctionMode):
         if kwargs:
             self._add_origins(tuple(kwargs.values()), inputs, parameters)
         origin, consumed = tuple(inputs), tuple(parameters)
-        nodes = self.nodes
-        from_data = False
-        for i in origin:
-            from_data = from_data or nodes[i].from_data
         for tensor in results:
             if id(tensor) in self._parameters:
                 continue
-            node = self._append(tensor, op, origin, consumed, from_data=from_data)
+            node = self._append(tensor, op, origin, consumed)
             if op[-1] == "_":
                 self._write_through(tensor, op, node)
             self._observer(node, tensor, args)
@@ -147,17 +143,16 @@ class Dataflow(TorchFunctionMode):
     def _add_origins(self, values: Iterable[Any], inputs: list[int], parameters: list[int]) -> None:
         """Sort the tensors among arguments into nodes and parameters; this runs for every op of the model."""
         for value in values:
-            if isinstance(value, Tensor):
-                identity = id(value)
-                entry = self._by_tensor.get(identity)
-                if entry is not None and entry[0]() is value:
-                    inputs.append(entry[1])
-                elif identity in self._parameters:
-                    parameters.append(identity)
-                elif value.requires_grad:
-                    opaque = self._append_opaque(value)
-                    if opaque is not None:
-                        inputs.append(opaque)
+            identity = id(value)
+            entry = self._by_tensor.get(identity)
+            if entry is not None and entry[0]() is value:
+                inputs.append(entry[1])
+            elif identity in self._parameters:
+                parameters.append(identity)
+            elif isinstance(value, Tensor):
+                opaque = self._append_opaque(value) if value.requires_grad else None
+                if opaque is not None:
+                    inputs.append(opaque)
             elif isinstance(value, tuple | list):
                 self._add_origins(value, inputs, parameters)
             elif isinstance(value, dict):
@@ -167,20 +162,16 @@ class Dataflow(TorchFunctionMode):
         entry = self._by_tensor.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
-    def _append(
-        self,
-        tensor: Tensor,
-        op: str,
-        inputs: tuple[int, ...],
-        parameters: tuple[int, ...],
-        *,
-        from_data: bool,
-    ) -> Node:
+    def _append(self, tensor: Tensor, op: str, inputs: tuple[int, ...], parameters: tuple[int, ...]) -> Node:
         nodes, stack = self.nodes, self._running
         requires_grad = tensor.requires_grad
-        from_parameter = bool(parameters)
+        from_data, from_parameter = False, bool(parameters)
+        gradient_goes_in = from_parameter
         for i in inputs:
-            from_parameter = from_parameter or nodes[i].from_parameter
+            origin = nodes[i]
+            from_data = from_data or origin.from_data
+            from_parameter = from_parameter or origin.from_parameter
+            gradient_goes_in = gradient_goes_in or origin.requires_grad
         node = Node(
             len(nodes),
             op,
@@ -193,7 +184,7 @@ class Dataflow(TorchFunctionMode):
             from_data,
             from_parameter,
         )
-        if not requires_grad and (parameters or any(nodes[i].requires_grad for i in inputs)):
+        if gradient_goes_in and not requires_grad:
             node.source = user_source()
         self._by_tensor[id(tensor)] = (weakref.ref(tensor), node.index)
         nodes.append(node)
@@ -204,8 +195,7 @@ class Dataflow(TorchFunctionMode):
         if tensor.grad_fn is None:
             return None
         inputs, parameters = self._autograd_origin(tensor.grad_fn, self._live_gradients())
-        from_data = any(self.nodes[i].from_data for i in inputs)
-        return self._append(tensor, OPAQUE_OP, inputs, parameters, from_data=from_data).index
+        return self._append(tensor, OPAQUE_OP, inputs, parameters).index
 
     def _live_gradients(self) -> dict[int, int]:
         """Nodes of the tensors that still exist, by the sequence number of their gradient function."""
@@ -238,9 +228,7 @@ class Dataflow(TorchFunctionMode):
         base = tensor._base
         known = None if base is None else self._known(base)
         if base is not None and known is not None:
-            self._append(
-                base, op, (known, node.index), (), from_data=node.from_data or self.nodes[known].from_data
-            )
+            self._append(base, op, (known, node.index), ())
 
     def _record_escape(self, op: str, tensor: Any) -> None:
         index = self._known(tensor) if isinstance(tensor, Tensor) else None

@@ -3,8 +3,9 @@
 Only forward hooks and tensor hooks are used. Full backward hooks wrap every output in an autograd function of
 their own, which breaks on in-place ops, skips nested outputs and costs five times as much.
 
-One hook that torch calls after every module serves them all: hooking hundreds of modules one by one costs more
-than the hooks do. Only a module with forward hooks of the user's own gets one of its own, to run after theirs.
+One hook that torch calls after every module serves them all: hooking hundreds of modules one by one costs
+more than the hooks do. Only a module with forward hooks of the user's own gets one of its own, to run after
+theirs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class ModuleHooks:
         self._on_output = on_output
         self._own = frozenset(module for module in names if module._forward_hooks)
         self._stacked = frozenset(module for module in names if not runs_no_children(module))
+        self._simple = {m: name for m, name in names.items() if m not in self._stacked | self._own}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> ModuleHooks:
@@ -70,7 +72,10 @@ class ModuleHooks:
         self.running.append(self._names[module])
 
     def _after_any(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module in self._names and module not in self._own:
+        name = self._simple.get(module)
+        if name is not None:
+            self._on_output(name, module, output)
+        elif module in self._stacked and module not in self._own:
             self._after(module, args, output)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -183,22 +183,32 @@ class Recorder:
                 return
             call = self._calls.get(name, 0)
             self._calls[name] = call + 1
+            has_rows = module in self._row_modules
             leaves = (("", output),) if isinstance(output, Tensor) else tensor_leaves(output)
             rows, first = self.rows, len(self.rows)
             for path, tensor in leaves:
                 node = self.dataflow.node_of(tensor)
                 if node is not None:
                     node.returned_by = name
-                    node.made_by = node.made_by or name
-                if module in self._row_modules and (tensor.is_floating_point() or tensor.is_complex()):
+                    if node.made_by is None:
+                        node.made_by = name
+                if has_rows and (tensor.is_floating_point() or tensor.is_complex()):
                     probe = self._probe(tensor, node)
-                    shape, dtype = tensor.shape, tensor.dtype
                     rows.append(
-                        Row(name, module, call, path, shape, dtype, probe, tensor.requires_grad, node)
+                        Row(
+                            name,
+                            module,
+                            call,
+                            path,
+                            tensor.shape,
+                            tensor.dtype,
+                            probe,
+                            tensor.requires_grad,
+                            node,
+                        )
                     )
-            if module in self._row_modules and len(rows) == first:
-                path, shape, dtype = _without_floats(leaves)
-                rows.append(Row(name, module, call, path, shape, dtype))
+            if has_rows and len(rows) == first:
+                rows.append(Row(name, module, call, *_without_floats(leaves)))
 
     def _probe(self, tensor: Tensor, node: Node | None) -> int:
         if node is None:
