@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,12 @@ class Node:
         return self.module if self.made_by is None else self.made_by
 
 
+Frame = tuple[str, int, str]
+"""File, line and function of a caller."""
 Observer = Callable[[Node, Tensor, tuple[Any, ...]], None]
 """Called for every op with its node, the tensor it returned and the arguments it was given."""
+Before = Callable[[str, tuple[Any, ...], dict[str, Any] | None], None]
+"""Called before an op runs: an in-place one is about to overwrite what it was given."""
 
 
 class Dataflow(TorchFunctionMode):
@@ -76,10 +80,19 @@ class Dataflow(TorchFunctionMode):
         parameters: The model's parameters.
         running: Fully qualified names of the modules that are running, outermost first.
         observer: Told of each new node, with torch functions unobserved.
+        before: Told of the ops whose operands matter, before they run: op -> callback.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], running: Sequence[str], observer: Observer) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        running: Sequence[str],
+        observer: Observer,
+        before: Mapping[str, Before],
+    ) -> None:
         super().__init__()
+        self._before = before
+        self._references: list[weakref.ref[Tensor] | None] = []
         self.nodes: list[Node] = []
         self._parameters = {id(parameter) for parameter in parameters}
         self._running = running
@@ -100,6 +113,10 @@ class Dataflow(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        name = getattr(func, "__name__", "")
+        before = self._before.get(name)
+        if before is not None:
+            before(name, args, kwargs)
         result = func(*args, **kwargs) if kwargs else func(*args)
         if isinstance(result, Tensor):
             self._record(_op_name(func), args, kwargs, (result,))
@@ -108,8 +125,8 @@ class Dataflow(TorchFunctionMode):
         elif result is None:
             if func is Tensor.__setitem__:
                 self._record("__setitem__", args, kwargs, (args[0],))
-        elif args and getattr(func, "__name__", "") in ESCAPES:
-            self._record_escape(func.__name__, args[0])
+        elif args and name in ESCAPES:
+            self._record_escape(name, args[0])
         elif isinstance(result, tuple) and not isinstance(result, torch.Size):
             self._record(_op_name(func), args, kwargs, _tensors(tuple(result)))
         return result
@@ -122,6 +139,12 @@ class Dataflow(TorchFunctionMode):
         """The node of a tensor as it is now; None for one that no op was seen to make."""
         entry = self._by_tensor.get(id(tensor))
         return self.nodes[entry[1]] if entry is not None and entry[0]() is tensor else None
+
+    def tensor_of(self, index: int) -> Tensor | None:
+        """The tensor of a node, where it still exists and has not been changed in place since."""
+        reference = self._references[index]
+        tensor = None if reference is None else reference()
+        return tensor if tensor is not None and self._known(tensor) == index else None
 
     def _record(
         self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None, results: Iterable[Tensor]
@@ -186,7 +209,9 @@ class Dataflow(TorchFunctionMode):
         )
         if gradient_goes_in and not requires_grad:
             node.source = user_source()
-        self._by_tensor[id(tensor)] = (weakref.ref(tensor), node.index)
+        reference = weakref.ref(tensor)
+        self._by_tensor[id(tensor)] = (reference, node.index)
+        self._references.append(reference)
         nodes.append(node)
         return node
 
@@ -234,6 +259,7 @@ class Dataflow(TorchFunctionMode):
         index = self._known(tensor) if isinstance(tensor, Tensor) else None
         if index is None or not self.nodes[index].requires_grad:
             return
+        self._references.append(None)
         self.nodes.append(
             Node(
                 index=len(self.nodes),
@@ -284,13 +310,23 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 def user_source() -> str:
     """File name and line of the nearest caller outside torch and gradflow; "" where there is none."""
+    for filename, line, _ in _user_frames():
+        return f"{Path(filename).name}:{line}"
+    return ""
+
+
+def user_frames() -> tuple[Frame, ...]:
+    """(file, line, function) of every caller outside torch and gradflow, innermost first."""
+    return tuple(_user_frames())
+
+
+def _user_frames() -> Iterator[Frame]:
     frame: Any = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
         if not filename.startswith(_HELPERS):
-            return f"{Path(filename).name}:{frame.f_lineno}"
+            yield filename, frame.f_lineno, frame.f_code.co_name
         frame = frame.f_back
-    return ""
 
 
 def ancestors(nodes: Sequence[Node], end: int | None) -> set[int]:

@@ -37,6 +37,9 @@ class ModuleHooks:
     def __init__(self, names: Mapping[nn.Module, str], on_output: OnOutput) -> None:
         self.running: list[str] = []
         """Fully qualified names of the modules that are running, outermost first."""
+        self.scopes: list[int] = []
+        """A serial number for each of those calls."""
+        self._serial = 0
         self._names = names
         self._on_output = on_output
         self._own = frozenset(module for module in names if module._forward_hooks)
@@ -59,6 +62,7 @@ class ModuleHooks:
             handle.remove()
         self._handles.clear()
         self.running.clear()
+        self.scopes.clear()
 
     def _register(self, module: nn.Module) -> None:
         if isinstance(module, ScriptModule):
@@ -69,6 +73,8 @@ class ModuleHooks:
             self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any) -> None:
+        self._serial += 1
+        self.scopes.append(self._serial)
         self.running.append(self._names[module])
 
     def _after_any(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -84,4 +90,5 @@ class ModuleHooks:
             # A forward that raised and was caught left its name, and those inside it, behind.
             while self.running and self.running.pop() != name:
                 pass
+            del self.scopes[len(self.running) :]
         self._on_output(name, module, output)

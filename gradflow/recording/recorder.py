@@ -21,7 +21,8 @@ from gradflow.recording.dataflow import Dataflow, Node, Observer
 from gradflow.recording.hooks import ModuleHooks
 from gradflow.recording.layout import ModelLayout
 from gradflow.recording.leaves import tensor_leaves
-from gradflow.recording.residual import ADD_OPS, adds_two_streams
+from gradflow.recording.residual_ops import ADD_OPS
+from gradflow.recording.residual_recorder import SiteRecorder
 from gradflow.recording.tensor_stats import (
     StatisticsCollector,
     count_nonfinite,
@@ -33,7 +34,6 @@ from gradflow.recording.tensor_stats import (
 from gradflow.recording.weight_ops import WEIGHT_OPS, is_weight_op
 from gradflow.trace_model import TensorStatistics
 
-TRUNK_OPS = WEIGHT_OPS | ADD_OPS
 Gradient = tuple[float, int]
 """L2 norm of the whole tensor, and how many of its elements are not finite."""
 
@@ -125,8 +125,17 @@ class Recorder:
         self._recomputed: list[_Recomputed] = []
         self._collected = True
         self._hooks = ModuleHooks(layout.names, self._on_output)
-        parameters = (item.parameter for item in layout.parameters)
-        self.dataflow = Dataflow(parameters, self._hooks.running, self._on_op)
+        parameters = {id(item.parameter): item.parameter for item in layout.parameters}
+        self.sites = SiteRecorder(
+            dict(parameters),
+            batch_size=batch_size,
+            scopes=self._hooks.scopes,
+            calls=self.calls,
+            probe=self.probes.add,
+        )
+        before = dict.fromkeys(ADD_OPS, self.sites.before)
+        self.dataflow = Dataflow(parameters.values(), self._hooks.running, self._on_op, before)
+        self.sites.attach(self.dataflow)
 
     def __enter__(self) -> Recorder:
         # A step makes thousands of small lasting objects; a full collection over a heap that holds torch and
@@ -170,6 +179,11 @@ class Recorder:
         """g of a probe: the root mean square over samples of the L2 norm; None where none arrived."""
         gradient = None if probe is None else self.probes.gradients.get(probe)
         return None if gradient is None else gradient[0] / math.sqrt(max(self.batch_size, 1))
+
+    def whole_gradient_norm(self, probe: int | None) -> float | None:
+        """L2 norm of a probe's whole gradient; None where none arrived."""
+        gradient = None if probe is None else self.probes.gradients.get(probe)
+        return None if gradient is None else gradient[0]
 
     def gradient_nonfinite(self, probe: int | None) -> int | None:
         """How many elements of a probe's gradient are not finite; None where none arrived."""
@@ -222,10 +236,11 @@ class Recorder:
 
     def _on_op(self, node: Node, tensor: Tensor, args: tuple[Any, ...]) -> None:
         """Measure what may stand on the trunk even where no module returns it."""
-        if node.op in TRUNK_OPS and node.floating:
+        if node.op in WEIGHT_OPS and node.floating:
             nodes = self.dataflow.nodes
-            if is_weight_op(node, nodes) or adds_two_streams(node, nodes):
+            if is_weight_op(node, nodes):
                 node.probe = self.probes.add(tensor)
+        self.sites.after(node, tensor, args)
         if self._observer is not None:
             self._observer(node, tensor, args)
 

@@ -13,7 +13,7 @@ from gradflow.recording.cuts import CutFinder
 from gradflow.recording.dataflow import Node
 from gradflow.recording.parameters import parameter_records
 from gradflow.recording.recorder import Recorder, Row
-from gradflow.recording.residual import residual_sites
+from gradflow.recording.residual_records import residual_records
 from gradflow.recording.trunk import find_trunk
 from gradflow.recording.weight_ops import CONV_OPS
 from gradflow.trace_model import (
@@ -72,7 +72,7 @@ def step_record(
         layers=layers,
         parameters=parameters,
         trunk=_trunk(recorder, statistics, None if end is None else end.index),
-        residuals=_residuals(recorder),
+        residuals=residual_records(recorder, statistics, parameters),
         loss=loss,
     )
 
@@ -152,7 +152,7 @@ def _coverage(row: Row, recorder: Recorder) -> tuple[Coverage, str]:
 
 def _trunk(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int | None) -> Trunk:
     nodes = recorder.dataflow.nodes
-    found = find_trunk(nodes, end)
+    found = find_trunk(nodes, end, recorder.sites.main())
     by_probe = {row.probe: order for order, row in reversed(list(enumerate(recorder.rows)))}
     points = tuple(_point(nodes[i], recorder, statistics, by_probe) for i in found.nodes)
     return Trunk(kind=found.kind, points=points, batch_norm=found.batch_norm)
@@ -180,26 +180,3 @@ def _width(node: Node) -> int:
         return 0
     channels_first = node.op in CONV_OPS or len(node.shape) >= 4
     return int(node.shape[1] if channels_first and len(node.shape) > 1 else node.shape[-1])
-
-
-def _residuals(recorder: Recorder) -> tuple[ResidualRecord, ...]:
-    nodes = recorder.dataflow.nodes
-    counts: dict[str, int] = {}
-    records = []
-    for order, site in enumerate(residual_sites(nodes)):
-        node = nodes[site.node]
-        index = counts.get(node.module, 0)
-        counts[node.module] = index + 1
-        records.append(
-            ResidualRecord(
-                order=order,
-                name=node.module,
-                index=index,
-                call=0,
-                kind=site.kind,
-                source=node.source,
-                shape=tuple(node.shape),
-                gradient_norm=recorder.gradient_norm(node.probe),
-            )
-        )
-    return tuple(records)

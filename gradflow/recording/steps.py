@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.errors import GradflowError, LossError
+from gradflow.recording import (
+    dataflow,
+    hooks,
+    recorder,
+    residual_recorder,
+    residual_sites,
+    site_measures,
+    tensor_stats,
+)
 from gradflow.recording.dataflow import Node
 from gradflow.recording.failures import describe_failure
 from gradflow.recording.layout import ModelLayout
@@ -37,11 +47,11 @@ class Job:
 
 def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
     """Record one step; the model is put back afterwards."""
-    recorder = Recorder(job.layout, batch_size=job.batch_size)
+    watching = Recorder(job.layout, batch_size=job.batch_size)
     try:
-        loss, end = _forward_and_backward(job, recorder, batch, seed)
+        loss, end = _forward_and_backward(job, watching, batch, seed)
         value = None if job.target.loss.settled().is_probe else float(loss.detach().item())
-        return step_record(recorder, end=end, loss=value, optimized=job.optimized)
+        return step_record(watching, end=end, loss=value, optimized=job.optimized)
     finally:
         job.snapshot.restore()
 
@@ -49,11 +59,11 @@ def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
 def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ...]:
     """Run a step again, looking at every op, to find who made the first non-finite value."""
     check = FiniteCheck({item.names[0]: item.parameter for item in job.layout.parameters})
-    recorder = Recorder(job.layout, batch_size=job.batch_size, observer=check.on_op)
+    watching = Recorder(job.layout, batch_size=job.batch_size, observer=check.on_op)
     handles = check.watch_parameters()
     try:
-        _, end = _forward_and_backward(job, recorder, batch, seed)
-        return check.origins(recorder, end)
+        _, end = _forward_and_backward(job, watching, batch, seed)
+        return check.origins(watching, end)
     finally:
         for handle in handles:
             handle.remove()
@@ -61,17 +71,17 @@ def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ..
 
 
 def _forward_and_backward(
-    job: Job, recorder: Recorder, batch: Batch, seed: int
+    job: Job, watching: Recorder, batch: Batch, seed: int
 ) -> tuple[Tensor, Node | None]:
     job.snapshot.clear_gradients()
     seed_everything(seed)
-    with torch.inference_mode(False), torch.enable_grad(), recorder:
-        with recorder.forward((batch.args, dict(batch.kwargs))):
+    with torch.inference_mode(False), torch.enable_grad(), watching:
+        with watching.forward((batch.args, dict(batch.kwargs))):
             with blamed_on(job.module, "forward"):
                 outputs = job.target.forward(job.module, batch)
             with blamed_on(job.module, "loss"):
                 loss = _scalar(job.target.loss.compute(outputs, batch))
-        end = recorder.dataflow.node_of(loss)
+        end = watching.dataflow.node_of(loss)
         if loss.requires_grad:
             with blamed_on(job.module, "backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -85,6 +95,20 @@ def _scalar(loss: Tensor) -> Tensor:
     return loss
 
 
+_WATCHING = tuple(
+    str(module.__file__)
+    for module in (dataflow, hooks, recorder, residual_recorder, residual_sites, site_measures, tensor_stats)
+)
+_PASSING_ON = ("__torch_function__", "_traced_apply")
+"""Where the model's own ops run inside ours."""
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """It came out of what watches the model: a bug of gradflow, not the model's fault."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename in _WATCHING and frame.name not in _PASSING_ON for frame in frames)
+
+
 @contextmanager
 def blamed_on(module: nn.Module, phase: str) -> Iterator[None]:
     """Turn what the user's code raises into an error that says where; ours pass."""
@@ -92,5 +116,7 @@ def blamed_on(module: nn.Module, phase: str) -> Iterator[None]:
         yield
     except GradflowError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if _raised_by_us(error):
+            raise
         raise describe_failure(error, module, phase) from error

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gradflow.recording.dataflow import Node, ancestors
-from gradflow.recording.residual import Site, residual_sites
+from gradflow.recording.residual_recorder import Site
 from gradflow.recording.weight_ops import is_weight_op, weights_of
 
 _REDUCTIONS = """
@@ -38,13 +38,13 @@ class TrunkPath:
     batch_norm: bool
 
 
-def find_trunk(nodes: Sequence[Node], end: int | None) -> TrunkPath:
-    """Find the trunk of a forward that ends at node ``end``, the loss."""
+def find_trunk(nodes: Sequence[Node], end: int | None, sites: Sequence[Site]) -> TrunkPath:
+    """Find the trunk of a forward that ends at node ``end``, the loss, given its residual adds."""
     if end is None:
         return TrunkPath(kind="none", nodes=(), batch_norm=False)
     path = _longest_path(nodes, end)
     path = path[: _reduction_on(path, nodes, end)]
-    sites = [site for site in residual_sites(nodes) if path and site.node <= path[-1]]
+    sites = [site for site in sites if path and site.node <= path[-1]]
     adds = _longest_stream(sites, nodes)
     outside = _outside_branches(_weight_nodes(path, nodes), sites)
     residual = len(adds) >= 2 and len(outside) <= len(adds) + 1
@@ -158,7 +158,7 @@ def _longest_stream(sites: Sequence[Site], nodes: Sequence[Node]) -> list[int]:
     Adds inside a branch, and those of another stream (an encoder that a decoder looks at), are not on it.
     """
     by_node = {site.node: site for site in sites}
-    before = {site.node: _nearest_add(site.source, by_node.keys(), nodes) for site in sites}
+    before = {site.node: _nearest_add(site.found.source, by_node.keys(), nodes) for site in sites}
     length: dict[int, int] = {}
     for add in sorted(by_node):
         earlier = before[add]
@@ -187,7 +187,7 @@ def _nearest_add(index: int, adds: Collection[int], nodes: Sequence[Node]) -> in
 
 
 def _outside_branches(weights: Sequence[int], sites: Sequence[Site]) -> list[int]:
-    return [i for i in weights if not any(site.source < i < site.node for site in sites)]
+    return [i for i in weights if not any(site.found.source < i < site.node for site in sites)]
 
 
 def _crosses_batch_norm(path: Sequence[int], nodes: Sequence[Node], chosen: Sequence[int]) -> bool:

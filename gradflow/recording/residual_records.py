@@ -1,0 +1,179 @@
+"""Sites of one step -> frozen residual records, once backward has run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gradflow.recording.dataflow import Node
+from gradflow.recording.recorder import Recorder
+from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS
+from gradflow.recording.residual_recorder import Site
+from gradflow.recording.residual_sites import Graph, parallel_branches, scale_of
+from gradflow.recording.site_measures import NOT_MEASURED
+from gradflow.recording.weight_ops import is_weight_op, weights_of
+from gradflow.trace_model import ParameterRecord, ResidualRecord, TensorStatistics
+
+SHOWN_OPS = 16
+"""A branch is spelled out up to this many ops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Context:
+    recorder: Recorder
+    graph: Graph
+    statistics: Sequence[TensorStatistics]
+    names: Mapping[int, str]
+    """Fully qualified name of each parameter, by ``id``."""
+    gradients: Mapping[str, float | None]
+    """Gradient norm of each parameter, by name."""
+    types: Mapping[str, str]
+    """Class of each module, by name."""
+
+
+def residual_records(
+    recorder: Recorder, statistics: Sequence[TensorStatistics], parameters: Sequence[ParameterRecord]
+) -> tuple[ResidualRecord, ...]:
+    """Freeze the sites of a step, in execution order."""
+    context = _Context(
+        recorder=recorder,
+        graph=recorder.sites.graph,
+        statistics=statistics,
+        names={id(item.parameter): item.names[0] for item in recorder.layout.parameters},
+        gradients={row.name: row.gradient_norm for row in parameters},
+        types={name: type(module).__name__ for module, name in recorder.layout.names.items()},
+    )
+    sites = [recorder.sites.sites[node] for node in sorted(recorder.sites.sites)]
+    parents = _parents(sites)
+    counts: Counter[tuple[str, int]] = Counter()
+    records = []
+    for order, site in enumerate(sites):
+        where = (context.graph.nodes[site.node].module, site.call)
+        record = _record(site, order, counts[where], parents[order], context)
+        counts[where] += 1
+        records.append(record)
+    return tuple(records)
+
+
+def _record(site: Site, order: int, index: int, parent: int | None, context: _Context) -> ResidualRecord:
+    node = context.graph.nodes[site.node]
+    branch_ops = tuple(_op_names(site.found.inside, context.graph))
+    kind = _kind(site, parent, context)
+    names = _branch_parameters(site, context)
+    record = ResidualRecord(
+        order=order,
+        name=node.module,
+        index=index,
+        call=site.call,
+        kind=kind,
+        source=node.source,
+        shape=tuple(node.shape),
+        branches=max(site.branches, _branches(site, context.graph)),
+        parent=parent,
+        span=sum(is_weight_op(context.graph.nodes[i], context.graph.nodes) for i in site.found.inside),
+        in_place=site.in_place,
+        branch_ops=branch_ops,
+        shortcut_ops=tuple(_op_names(site.found.shortcut[::-1], context.graph)),
+        branch_parameters=names,
+        opened_by=tuple(name for name in names if _multiplies(name) and context.gradients.get(name)),
+        broadcast=site.broadcast,
+        like=f"{context.types.get(node.module, '')} #{index} {kind}: {' '.join(branch_ops)}",
+        overwritten=site.overwritten,
+    )
+    return _with_numbers(record, site, context)
+
+
+def _with_numbers(record: ResidualRecord, site: Site, context: _Context) -> ResidualRecord:
+    nodes, recorder = context.graph.nodes, context.recorder
+    node, source = nodes[site.node], nodes[site.found.source]
+    numbers = NOT_MEASURED if site.products is None else site.products.numbers()
+    gradient, source_gradient = (recorder.whole_gradient_norm(n.probe) for n in (node, source))
+    return replace(
+        record,
+        skip_norm=numbers.skip_norm,
+        branch_norm=numbers.branch_norm,
+        rho=numbers.rho,
+        cosine=numbers.cosine,
+        block_influence=numbers.block_influence,
+        gradient_norm=gradient,
+        source_gradient_norm=source_gradient,
+        gradient_ratio=source_gradient / gradient if gradient and source_gradient is not None else None,
+        branch_scale=_scale(site.found.branch, context),
+        skip_scale=_scale(site.found.skip, context) if record.kind == "scaled" else None,
+        std=_std(node, context),
+        source_std=_std(source, context),
+    )
+
+
+def _std(node: Node, context: _Context) -> float | None:
+    return None if node.probe is None else context.statistics[node.probe].std
+
+
+def _scale(index: int, context: _Context) -> float | None:
+    """The factor on one side: the number times the RMS of each parameter that multiplies; None without."""
+    number, parameters, _ = scale_of(index, context.graph)
+    if number is None:
+        return None
+    for identity in parameters:
+        value = context.graph.parameters.get(identity)
+        if value is not None:
+            number *= math.sqrt(float(value.detach().double().square().mean().item()))
+    return number
+
+
+def _kind(site: Site, parent: int | None, context: _Context) -> str:
+    """A factor a channel on a skip inside a branch is a gate (an SSM's D-skip), not a scaled stream."""
+    if site.found.kind != "scaled" or parent is None:
+        return site.found.kind
+    _, parameters, _ = scale_of(site.found.skip, context.graph)
+    sizes = [context.graph.parameters[i].numel() for i in parameters if i in context.graph.parameters]
+    return "gated" if any(size > 1 for size in sizes) else "scaled"
+
+
+def _branches(site: Site, graph: Graph) -> int:
+    return parallel_branches(site.found.branch, site.found.source, graph.nodes)
+
+
+def _parents(sites: Sequence[Site]) -> list[int | None]:
+    """For each site the innermost other site whose branch holds its sum."""
+    homes: dict[int, list[int]] = {}
+    sums = {site.node for site in sites}
+    for order, site in enumerate(sites):
+        if site.found.kind in ("concat", "gated"):
+            continue
+        for i in site.found.inside:
+            if i in sums:
+                homes.setdefault(i, []).append(order)
+    return [
+        min(homes.get(site.node, []), key=lambda order: len(sites[order].found.inside), default=None)
+        for site in sites
+    ]
+
+
+def _op_names(indices: Sequence[int], graph: Graph) -> list[str]:
+    """What is worth naming of a branch; moves, casts and factors are not."""
+    dull = VALUE_OPS | ADD_OPS | SCALE_OPS
+    names = [graph.nodes[i].op.strip("_") for i in indices if graph.nodes[i].op not in dull]
+    if len(names) > SHOWN_OPS:
+        return [*names[:SHOWN_OPS], f"{len(names) - SHOWN_OPS} more"]
+    return names
+
+
+def _branch_parameters(site: Site, context: _Context) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for i in site.found.inside:
+        node = context.graph.nodes[i]
+        computed = any(
+            context.graph.nodes[j].from_parameter and not context.graph.nodes[j].from_data
+            for j in node.inputs
+        )
+        consumed = node.parameters or (weights_of(node, context.graph.nodes) if computed else ())
+        found.update({context.names[p]: None for p in consumed if p in context.names})
+    return tuple(found)
+
+
+def _multiplies(name: str) -> bool:
+    """Weights, scales and gates; a bias adds, and opens nothing."""
+    return not name.rsplit(".", 1)[-1].startswith(("bias", "b_ih", "b_hh", "in_proj_bias", "beta"))

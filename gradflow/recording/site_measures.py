@@ -1,0 +1,106 @@
+"""The two operands of an add, measured together while they are both still there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradflow.recording.tensor_stats import batch_dimension, is_transformed, real_values
+
+LONG_ROW = 8_192
+"""Rows at least this long are dotted one by one: a dot reads two rows and writes nothing."""
+DOT_LENGTH = 65_536
+"""And in pieces of this length, each added up in float64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperandProducts:
+    """Inner products of skip and branch, a row a vector (token or sample); float64, on the device."""
+
+    skip: Tensor
+    branch: Tensor
+    both: Tensor
+
+    def numbers(self) -> SiteNumbers:
+        """Transfer and combine."""
+        skip, branch, both = (rows.tolist() for rows in (self.skip, self.branch, self.both))
+        total_skip, total_branch, total_both = math.fsum(skip), math.fsum(branch), math.fsum(both)
+        skip_norm, branch_norm = math.sqrt(total_skip), math.sqrt(total_branch)
+        scale = skip_norm * branch_norm
+        influences = [_influence(*row) for row in zip(skip, branch, both, strict=True) if row[0] > 0]
+        return SiteNumbers(
+            skip_norm=skip_norm,
+            branch_norm=branch_norm,
+            rho=_ratio(branch_norm, skip_norm),
+            cosine=total_both / scale if scale else None,
+            block_influence=math.fsum(influences) / len(influences) if influences else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteNumbers:
+    """What skip and branch are to each other; fields as in ``ResidualRecord``."""
+
+    skip_norm: float | None = None
+    branch_norm: float | None = None
+    rho: float | None = None
+    cosine: float | None = None
+    block_influence: float | None = None
+
+
+NOT_MEASURED = SiteNumbers()
+
+
+def operand_products(skip: Tensor, branch: Tensor, batch_size: int) -> OperandProducts | None:
+    """Measure two operands of one shape; None where their values cannot be read."""
+    if is_transformed(skip) or is_transformed(branch) or skip.is_meta or not skip.numel():
+        return None
+    a, b = (_rows(real_values(operand), batch_size) for operand in (skip, branch))
+    return OperandProducts(skip=_dots(a, a), branch=_dots(b, b), both=_dots(a, b))
+
+
+def _ratio(branch: float, skip: float) -> float | None:
+    if skip == 0.0:
+        return math.inf if branch > 0.0 else None
+    return branch / skip
+
+
+def _influence(skip: float, branch: float, both: float) -> float:
+    """1 - cos(x, x + F) from the squared norms and the inner product, without cancellation.
+
+    With F = a x + (a part of length t |x| at right angles): 1 - (1 + a) / sqrt((1 + a)^2 + t^2).
+    """
+    along = 1.0 + both / skip
+    across = max(branch / skip - (both / skip) ** 2, 0.0)
+    length = math.hypot(along, math.sqrt(across))
+    if length == 0.0 or not math.isfinite(length):
+        return math.nan
+    return across / (length * (length + along)) if along > 0 else 1.0 - along / length
+
+
+def _rows(values: Tensor, batch_size: int) -> Tensor:
+    """[vectors, elements]: the tokens of a (batch, tokens, features) stream, else whole samples."""
+    if values.dtype is not torch.float64:
+        values = values.float()
+    if values.dim() == 3:
+        return values.reshape(-1, values.shape[-1])
+    axis = batch_dimension(values.shape, batch_size)
+    if axis is None:
+        return values.reshape(1, -1)
+    return values.movedim(axis, 0).reshape(values.shape[axis], -1)
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows, float64."""
+    if a.shape[1] < LONG_ROW or a.device.type != "cpu":
+        return (a * b).sum(1).double()
+    totals = [_dot(left, right) for left, right in zip(a.unbind(0), b.unbind(0), strict=True)]
+    return torch.tensor(totals, dtype=torch.float64)
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    pieces = zip(torch.split(left, DOT_LENGTH), torch.split(right, DOT_LENGTH), strict=True)
+    return math.fsum(torch.dot(x, y).item() for x, y in pieces)
