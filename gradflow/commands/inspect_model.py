@@ -7,6 +7,7 @@ import typer
 from gradflow.commands import options
 from gradflow.commands.delivery import deliver, delivery, judged_by
 from gradflow.commands.progress import progress_line
+from gradflow.commands.torch_import import import_torch
 
 
 def inspect(
@@ -40,6 +41,7 @@ def inspect(
     config = judged_by(select, ignore, fail_on)
     with progress_line() as show:
         show("importing torch")
+        import_torch()
         from gradflow.recording.execution import record
         from gradflow.recording.target import TargetOptions, load_target
 
