@@ -21,7 +21,10 @@ def write_text(path: str | Path, text: str) -> None:
     """
     place = Path(path).resolve()
     if place.exists() and not place.is_file() and not place.is_dir():
-        place.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        try:
+            place.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
         return
     check_place(path)
     _replace_all({place: text})

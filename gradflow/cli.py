@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, ParamSpec
+from typing import Annotated, ParamSpec, cast
 
 import typer
 from typer.core import TyperGroup
@@ -22,19 +22,40 @@ from gradflow.commands.inspect_model import inspect
 from gradflow.commands.rerender import report
 from gradflow.commands.rule_list import rules
 from gradflow.errors import GradflowError, ModelError
+from gradflow.standard_streams import end_report, open_closed
 
 Options = ParamSpec("Options")
 
+USAGE = 2
 INTERRUPTED = 130
 BUG = 4
 
+_UsageProblem = cast(type[Exception], typer.BadParameter.__base__)
+
 
 class _Group(TyperGroup):
-    """Keeps the arguments as they were typed, for the commands that a report suggests."""
+    """Keeps the arguments as they were typed, for the commands that a report suggests.
+
+    What is wrong with them is said like every other error: in one sentence.
+    """
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         ctx.meta[ARGUMENTS] = tuple(args)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except _UsageProblem as problem:
+            print(f"gradflow: {_in_a_sentence(problem)}", file=sys.stderr)
+            raise typer.Exit(USAGE) from problem
+
+
+def _in_a_sentence(problem: Exception) -> str:
+    said = problem.format_message().strip().rstrip(".").replace("Value error, ", "")  # type: ignore[attr-defined]
+    context = getattr(problem, "ctx", None)
+    where = f" (see {context.command_path} --help)" if context is not None else ""
+    return f"{said[:1].lower()}{said[1:]}{where}"
 
 
 app = typer.Typer(
@@ -51,7 +72,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line and exit."""
-    app(prog_name="gradflow")
+    open_closed()
+    try:
+        app(prog_name="gradflow")
+    finally:
+        end_report()
 
 
 def guarded(command: Callable[Options, int]) -> Callable[Options, None]:

@@ -60,7 +60,14 @@ Dtype: TypeAlias = Annotated[
     typer.Option(metavar="DTYPE", help="float32, float64, bfloat16, float16.", rich_help_panel=_RUN),
 ]
 Seed: TypeAlias = Annotated[
-    int, typer.Option(metavar="N", help="Of the weights, the inputs and dropout.", rich_help_panel=_RUN)
+    int,
+    typer.Option(
+        min=0,
+        max=2**32 - 1,
+        metavar="N",
+        help="Of the weights, the inputs and dropout.",
+        rich_help_panel=_RUN,
+    ),
 ]
 Steps: TypeAlias = Annotated[
     int,

@@ -11,6 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from gradflow.errors import TraceFileError
+
 DEFAULT_WIDTH = 80
 NARROWEST, WIDEST = 60, 160
 
@@ -120,10 +122,16 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def emit(text: str, stream: TextIO) -> None:
-    """Write a report to a stream and flush it; a reader that has gone away (``| head``) is no error."""
+    """Write a report to a stream and flush it; a reader that has gone away (``| head``) is no error.
+
+    Raises:
+        TraceFileError: The stream takes no more (a full disk).
+    """
     try:
         stream.write(encodable(text, stream.encoding or "utf-8"))
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes standard output once more at exit, which would raise again without this.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise TraceFileError(f"cannot write to standard output: {error.strerror}") from error
