@@ -74,16 +74,22 @@ def test_the_probe_of_odd_leaves() -> None:
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [
-        (torch.ones(3), "no output of the model requires a gradient"),
-        (torch.arange(3), "no floating-point tensor"),
-        (None, "no floating-point tensor"),
-        ({"logits": leaf(3).detach()}, "no output of the model requires a gradient"),
+        (torch.arange(3), "returned a 3 int64 tensor, so there is no floating-point tensor"),
+        (None, "returned None, so"),
+        ({"ids": torch.arange(3)}, "returned a dict without one, so"),
     ],
 )
 def test_nothing_to_start_from(outputs: Any, words: str) -> None:
     for loss in (probe_loss(0), named_loss("sum", 0), named_loss("mse", 0)):
         with pytest.raises(LossError, match=words):
             loss.compute(outputs, BATCH)
+
+
+@pytest.mark.parametrize("name", ["probe", "sum", "mse", "cross-entropy"])
+def test_outputs_that_are_all_detached_make_a_loss_without_a_gradient(name: str) -> None:
+    outputs = {"logits": leaf(3, 4).detach(), "hidden": leaf(3, 4).detach()}
+    loss = named_loss(name, 0).compute(outputs, BATCH)
+    assert loss.dim() == 0 and not loss.requires_grad
 
 
 def _like(loss: Tensor, a: Tensor, scores: Callable[[Tensor], Tensor]) -> bool:

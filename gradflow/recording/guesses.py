@@ -87,13 +87,13 @@ class Drawing:
             return guess.value
         if guess.kind == "ids":
             low = min(guess.low, max(guess.high - 1, 0))
-            ids = torch.randint(low, max(guess.high, low + 1), guess.shape, generator=generator)
+            ids = torch.randint(low, max(guess.high, low + 1), guess.shape, generator=generator, device="cpu")
             if guess.last is not None:
                 ids[..., -1] = guess.last
             return ids.to(self.device)
         if guess.kind == "ones":
             return torch.ones(guess.shape, dtype=torch.int64, device=self.device)
-        drawn = torch.randn(guess.shape, generator=generator)
+        drawn = torch.randn(guess.shape, generator=generator, device="cpu")
         return drawn.to(device=self.device, dtype=self.dtype)
 
 

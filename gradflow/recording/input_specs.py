@@ -66,15 +66,15 @@ class InputSpec:
 
     def _draw(self, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
         if dtype == torch.bool:
-            return torch.randint(0, 2, self.shape, generator=generator).bool()
+            return torch.randint(0, 2, self.shape, generator=generator, device="cpu").bool()
         if not (dtype.is_floating_point or dtype.is_complex):
             low = int(self.low or 0)
             high = int(self.high) if self.high is not None else low + _LARGEST_ID
-            return torch.randint(low, high + 1, self.shape, generator=generator, dtype=dtype)
+            return torch.randint(low, high + 1, self.shape, generator=generator, dtype=dtype, device="cpu")
         if self.low is None or self.high is None:
             wide = torch.complex64 if dtype.is_complex else torch.float32
-            return torch.randn(self.shape, generator=generator, dtype=wide).to(dtype)
-        uniform = torch.rand(self.shape, generator=generator)
+            return torch.randn(self.shape, generator=generator, dtype=wide, device="cpu").to(dtype)
+        uniform = torch.rand(self.shape, generator=generator, device="cpu")
         return (self.low + (self.high - self.low) * uniform).to(dtype)
 
 

@@ -107,10 +107,10 @@ def _targets(output: Tensor) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     if output.dim() >= 2:
         shape = (output.shape[0], *output.shape[2:])
-        yield torch.randint(0, output.shape[1], shape, generator=generator).to(output.device)
-        tokens = torch.randint(0, output.shape[-1], output.shape[:-1], generator=generator)
+        yield torch.randint(0, output.shape[1], shape, generator=generator, device="cpu").to(output.device)
+        tokens = torch.randint(0, output.shape[-1], output.shape[:-1], generator=generator, device="cpu")
         yield tokens.to(output.device)
-    yield torch.randn(output.shape, generator=generator).to(output)
+    yield torch.randn(output.shape, generator=generator, device="cpu").to(output)
 
 
 def configured_optimizer(module: Any) -> tuple[torch.optim.Optimizer | None, str]:

@@ -135,17 +135,27 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _differentiable(outputs: Any) -> list[Leaf]:
-    """Floating leaves that a gradient can start from, a tensor that comes twice taken once."""
+    """Floating leaves that a gradient can start from, a tensor that comes twice taken once.
+
+    Where none requires a gradient (all detached, all frozen) it is all of them: what cut them off is a
+    finding (GF103), not an error.
+    """
     floating = floating_leaves(outputs)
     if not floating:
-        raise LossError("the model returned no floating-point tensor, so there is nothing to differentiate")
-    leaves = {id(leaf): (path, leaf) for path, leaf in reversed(floating) if leaf.requires_grad}
-    if not leaves:
         raise LossError(
-            "no output of the model requires a gradient: all are detached, computed under no_grad, "
-            "or made by frozen parameters only"
+            f"the model returned {_kind(outputs)}, so there is no floating-point tensor to differentiate"
         )
+    wanted = [pair for pair in floating if pair[1].requires_grad] or floating
+    leaves = {id(leaf): (path, leaf) for path, leaf in reversed(wanted)}
     return list(reversed(leaves.values()))
+
+
+def _kind(outputs: Any) -> str:
+    """What a model returned, for a sentence: "a 4×2 int64 tensor", "None", "a dict"."""
+    if isinstance(outputs, Tensor):
+        shape = "×".join(map(str, outputs.shape)) or "scalar"
+        return f"a {shape} {str(outputs.dtype).removeprefix('torch.')} tensor"
+    return "None" if outputs is None else f"a {type(outputs).__name__} without one"
 
 
 def _dense(leaf: Tensor) -> Tensor:
@@ -163,7 +173,7 @@ def _probe(outputs: Any, seed: int) -> Tensor:
     for _, leaf in _differentiable(outputs):
         values = _dense(leaf)
         # Drawn on the CPU: the same numbers on every device.
-        cotangent = torch.randn(values.shape, generator=generator).to(values)
+        cotangent = torch.randn(values.shape, generator=generator, device="cpu").to(values)
         terms.append((values * cotangent).sum())
     return _added(terms)
 
@@ -175,7 +185,9 @@ def _sum(outputs: Any) -> Tensor:
 def _mse(outputs: Any, seed: int) -> Tensor:
     generator = _generator(seed)
     leaves = [_dense(leaf) for _, leaf in _differentiable(outputs)]
-    return _added([F.mse_loss(v, torch.randn(v.shape, generator=generator).to(v)) for v in leaves])
+    return _added(
+        [F.mse_loss(v, torch.randn(v.shape, generator=generator, device="cpu").to(v)) for v in leaves]
+    )
 
 
 def _added(terms: list[Tensor]) -> Tensor:
@@ -202,5 +214,5 @@ def _cross_entropy(outputs: Any, seed: int) -> Tensor:
             "use --loss mse, --loss probe, or a loss() in the file"
         )
     positions = (logits.shape[0], *logits.shape[2:])
-    targets = torch.randint(0, logits.shape[1], positions, generator=_generator(seed))
+    targets = torch.randint(0, logits.shape[1], positions, generator=_generator(seed), device="cpu")
     return F.cross_entropy(logits, targets.to(logits.device))
