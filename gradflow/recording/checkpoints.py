@@ -51,14 +51,22 @@ def _read(file: Path) -> Any:
         return _read_safetensors(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # what a broken pickle raises depends on its bytes
+        if isinstance(error, pickle.UnpicklingError) and "nsupported global" in str(error):
+            raise CheckpointError(
+                f"--checkpoint {file} holds more than tensors, and running its code is not safe: save "
+                "model.state_dict() alone"
+            ) from error
         raise CheckpointError(
-            f"--checkpoint {file} holds more than tensors, and running its code is not safe: save "
-            "model.state_dict() alone"
+            f"--checkpoint {file} is not a torch file, or is damaged: {_reason(error)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"--checkpoint {file} is not a torch file: {first[0]}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Pick the line of torch's message that says what is wrong, out of its advice on ``weights_only``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("Unsupported")] or lines
+    return said[0] if said else type(error).__name__
 
 
 def _read_safetensors(file: Path) -> Any:

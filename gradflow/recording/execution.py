@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 from gradflow._version import __version__
-from gradflow.errors import UsageError
+from gradflow.errors import InputError, UsageError
 from gradflow.recording.layout import COMPILED_CHILD, layout_of
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.medians import median_step
@@ -54,8 +54,9 @@ def record(
     """
     if steps < 1:
         raise UsageError(f"{steps} steps were asked for; at least one is needed")
+    _check(target)
     say = progress or (lambda phrase: None)
-    with random_state_kept():
+    with random_state_kept(), _room_for_hooks():
         module, notes = _runnable(target, seed)
         with preserved(module, _input_tensors(target)) as snapshot, _eager():
             if mode is not None:
@@ -73,6 +74,36 @@ def record(
         residuals=median.residuals,
         origins=origins,
     )
+
+
+def _check(target: Target) -> None:
+    """Refuse what runs and yet measures nothing.
+
+    Raises:
+        UsageError: Parameters without values.
+        InputError: Inputs without a sample.
+    """
+    for name, parameter in target.module.named_parameters():
+        if parameter.is_meta:
+            raise UsageError(
+                f"{name} is on the meta device, where a tensor has a shape and no values: build the model on "
+                "a real device, or fill it with module.to_empty(device=...) and its weights"
+            )
+    tensors = _input_tensors(target)
+    if tensors and not any(tensor.numel() for tensor in tensors):
+        shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
+        raise InputError(f"the inputs hold no sample ({shapes}): at least one is needed")
+
+
+@contextmanager
+def _room_for_hooks() -> Iterator[None]:
+    """Allow twice the recursion: hooks add frames to each level of nesting, and a deep model has few left."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(2 * limit)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _steps(job: Job, steps: int, seed: int, say: Progress) -> Iterator[StepRecord]:

@@ -11,18 +11,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
-import torch
 from torch import Tensor, nn
 
 from gradflow.errors import GradflowError, InputError, ModelError
 from gradflow.recording.layer_wants import out_width, wants
-from gradflow.recording.tracebacks import frames, is_user_file, model_error, one_line, user_traceback
-
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC", re.I
+from gradflow.recording.tracebacks import (
+    frames,
+    is_out_of_memory,
+    is_user_file,
+    model_error,
+    one_line,
+    user_traceback,
 )
+
 _MISFIT = re.compile(
     r"cannot be multiplied|Given (?:transposed=\d, )?(?:groups|weight|normalized_shape|input size)"
     r"|expected input\[|size of tensor a|[Ee]xpected \d(?:-D or \d-D|D)|must match|invalid for input of size"
@@ -36,6 +40,17 @@ _MISFIT = re.compile(
 _CALL = re.compile(
     r"(missing \d+ required|unexpected keyword argument|takes .* positional argument|multiple values)"
 )
+_CALLERS = (
+    "dataflow.py",
+    "input_inference.py",
+    "lightning_bridge.py",
+    "losses.py",
+    "object_target.py",
+    "steps.py",
+    "target.py",
+    "trial.py",
+)
+"""Ours that call the user's code or pass on an op of it; the others only measure."""
 _TENSOR_NAMES = ("input", "query", "src", "x", "hidden_states", "inputs")
 
 
@@ -64,14 +79,19 @@ def describe_failure(error: BaseException, module: nn.Module, phase: str) -> Gra
         error: As caught, with its traceback.
         module: The model that ran, for the names of its layers.
         phase: "forward", "loss" or "backward", as the sentence says it.
+
+    Raises:
+        Exception: The same one, where gradflow's own measuring raised it: that is a bug, not the model's.
     """
     if isinstance(error, GradflowError):
         return error
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ModelError(
             f"out of memory in the {phase}: try a smaller --batch-size, smaller inputs, or --device cpu",
             trace_text=user_traceback(error),
         )
+    if _is_ours(error):
+        raise error
     place = find_place(error, module)
     if phase == "forward":
         misfit = _call_misfit(error, place) or _misfit(error, module, place)
@@ -81,10 +101,11 @@ def describe_failure(error: BaseException, module: nn.Module, phase: str) -> Gra
     return model_error(error, f"the model's {phase}{at}")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+def _is_ours(error: BaseException) -> bool:
+    """Tell an exception of a statistic or a hook, which run in the middle of the model's own code."""
+    *_, (innermost, _) = frames(error) if error.__traceback__ is not None else [(None, 0)]
+    file = Path(innermost.f_code.co_filename) if innermost is not None else Path()
+    return file.parent == Path(__file__).parent and file.name not in _CALLERS
 
 
 def find_place(error: BaseException, module: nn.Module) -> Place | None:

@@ -84,12 +84,18 @@ def _no_such_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def user_code(spec: TargetSpec) -> Iterator[None]:
-    """Run the target's own code: its prints go to stderr, its siblings can be imported, argv is its own."""
+    """Run the target's own code: its prints go to stderr, its siblings can be imported, argv is its own.
+
+    Raises:
+        ModelError: It asked Python to exit.
+    """
     argv, no_bytecode = sys.argv, sys.dont_write_bytecode
     sys.argv, sys.dont_write_bytecode = [spec.source], True
     try:
         with contextlib.redirect_stdout(sys.stderr), siblings_of(spec.folder):
             yield
+    except SystemExit as error:
+        raise model_error(error, f"the code of {spec.source}") from error
     finally:
         sys.argv, sys.dont_write_bytecode = argv, no_bytecode
 

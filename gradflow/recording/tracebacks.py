@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +17,26 @@ from gradflow.errors import ModelError
 _HIDDEN_FOLDERS = (
     str(Path(gradflow.__file__).parent),
     str(Path(torch.__file__).parent),
-    str(Path(traceback.__file__).parent / "contextlib.py"),
-    str(Path(traceback.__file__).parent / "importlib"),
-    str(Path(traceback.__file__).parent / "runpy.py"),
     "<frozen ",
     "<string>",
 )
 _HIDDEN_PARTS = ("/site-packages/lightning/", "/site-packages/pytorch_lightning/")
+_STANDARD_LIBRARY = tuple(sysconfig.get_path(key) for key in ("stdlib", "platstdlib"))
+_PACKAGES = ("site-packages", "dist-packages")
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC", re.I
+)
 
 
 def is_user_file(filename: str) -> bool:
     """Tell whether a frame of this file is worth showing: not gradflow's, torch's or Python's own."""
-    hidden = filename.startswith(_HIDDEN_FOLDERS)
+    hidden = filename.startswith(_HIDDEN_FOLDERS) or _is_standard_library(filename)
     return not hidden and not any(part in filename for part in _HIDDEN_PARTS)
+
+
+def _is_standard_library(filename: str) -> bool:
+    """Packages lie inside the standard library's folder, in one of their own."""
+    return filename.startswith(_STANDARD_LIBRARY) and not any(part in filename for part in _PACKAGES)
 
 
 def user_traceback(error: BaseException) -> str:
@@ -68,8 +77,20 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell an exception that says memory ran out, on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
 def model_error(error: BaseException, doing: str) -> ModelError:
-    """Say that the user's own code raised while it was ``doing`` something ("model.py was imported")."""
+    """Say that the user's own code raised while it was ``doing`` something ("importing model.py")."""
     place = where(error)
     at = f" at {place}" if place else ""
+    if is_out_of_memory(error):
+        return ModelError(
+            f"{doing} ran out of memory{at}: try a smaller model, a smaller --batch-size, or --device cpu",
+            trace_text=user_traceback(error),
+        )
     return ModelError(f"{doing} raised{at}: {one_line(error)}", trace_text=user_traceback(error))
