@@ -35,9 +35,9 @@ class CutFinder:
         reached = sorted(_descendants(start, self._consumers))
         cuts = [i for i in reached if self._is_cut(i)]
         through = [i for i in cuts if i in self._reaches_loss]
-        # Values that left as numbers cannot be followed: taken for the cut only where nothing else reaches.
-        escaped = [] if self._any_reaches(reached) else [i for i in cuts if _leaves_graph(self._nodes[i])]
-        chosen = through or escaped
+        # Values that left as numbers cannot be followed: they lead to a cut only where nothing else reaches.
+        left = any(_leaves_graph(self._nodes[i]) for i in reached)
+        chosen = through or (cuts if left and not self._any_reaches(reached) else [])
         return self._describe(self._nodes[chosen[0]]) if chosen else None
 
     def _any_reaches(self, reached: Sequence[int]) -> bool:

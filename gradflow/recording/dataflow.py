@@ -98,6 +98,7 @@ class Dataflow(TorchFunctionMode):
         self._running = running
         self._observer = observer
         self._by_tensor: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._remembered: dict[int, int] = {}
         self._original_apply: Any = None
 
     def __enter__(self) -> Dataflow:
@@ -120,13 +121,13 @@ class Dataflow(TorchFunctionMode):
         result = func(*args, **kwargs) if kwargs else func(*args)
         if isinstance(result, Tensor):
             self._record(_op_name(func), args, kwargs, (result,))
+        elif name in ESCAPES:
+            self._record_escape(name, args[0])
         elif type(result) is tuple or type(result) is list:
             self._record(_op_name(func), args, kwargs, _tensors(result))
         elif result is None:
             if func is Tensor.__setitem__:
                 self._record("__setitem__", args, kwargs, (args[0],))
-        elif args and name in ESCAPES:
-            self._record_escape(name, args[0])
         elif isinstance(result, tuple) and not isinstance(result, torch.Size):
             self._record(_op_name(func), args, kwargs, _tensors(tuple(result)))
         return result
@@ -219,22 +220,30 @@ class Dataflow(TorchFunctionMode):
         """Trace a tensor of unknown origin back through autograd to what is known."""
         if tensor.grad_fn is None:
             return None
-        inputs, parameters = self._autograd_origin(tensor.grad_fn, self._live_gradients())
+        inputs, parameters = self._autograd_origin(tensor.grad_fn, self._findable_gradients())
         return self._append(tensor, OPAQUE_OP, inputs, parameters).index
 
-    def _live_gradients(self) -> dict[int, int]:
-        """Nodes of the tensors that still exist, by the sequence number of their gradient function."""
-        alive = ((reference(), index) for reference, index in self._by_tensor.values())
-        return {t.grad_fn._sequence_nr(): i for t, i in alive if t is not None and t.grad_fn is not None}
+    def remember(self, node: Node, tensor: Tensor) -> None:
+        """Let a node be found again through autograd once its tensor is gone."""
+        if tensor.grad_fn is not None:
+            self._remembered[tensor.grad_fn._sequence_nr()] = node.index
 
-    def _autograd_origin(self, start: Any, live: dict[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _findable_gradients(self) -> dict[int, int]:
+        """Nodes of tensors that are remembered or still exist, by the number of their gradient function."""
+        alive = ((reference(), index) for reference, index in self._by_tensor.values())
+        found = {t.grad_fn._sequence_nr(): i for t, i in alive if t is not None and t.grad_fn is not None}
+        return self._remembered | found
+
+    def _autograd_origin(
+        self, start: Any, findable: dict[int, int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         inputs: set[int] = set()
         parameters: set[int] = set()
         seen = {start}
         waiting = [start]
         while waiting:
             function = waiting.pop()
-            known = live.get(function._sequence_nr())
+            known = findable.get(function._sequence_nr())
             if known is not None:
                 inputs.add(known)
             elif getattr(function, "variable", None) is not None:
@@ -257,7 +266,7 @@ class Dataflow(TorchFunctionMode):
 
     def _record_escape(self, op: str, tensor: Any) -> None:
         index = self._known(tensor) if isinstance(tensor, Tensor) else None
-        if index is None or not self.nodes[index].requires_grad:
+        if index is None or not self.nodes[index].from_parameter:
             return
         self._references.append(None)
         self.nodes.append(

@@ -5,6 +5,7 @@ Nothing here runs unless a recorded step holds a non-finite value, so cost is no
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.recording.dataflow import INPUT_OP, Node, user_source
-from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.recorder import Recorder
 from gradflow.trace_model import NonFiniteOrigin
 
@@ -41,9 +41,14 @@ class FiniteCheck:
     _bad: dict[int, _Seen] = field(default_factory=dict)
     _masks: set[int] = field(default_factory=set)
     _sources: dict[int, str] = field(default_factory=dict)
-    _outside: dict[int, bool] = field(default_factory=dict)
     _first_gradient: tuple[int | str, _Seen] | None = None
     _gradients_seen: set[int] = field(default_factory=set)
+    _input: _Seen | None = None
+
+    def look_at_inputs(self, inputs: Iterable[Tensor]) -> None:
+        """Note a NaN or Inf that the model is given."""
+        seen = (_look(tensor) for tensor in inputs if _is_float(tensor))
+        self._input = next((found for found in seen if found is not None), None)
 
     def watch_parameters(self) -> list[torch.utils.hooks.RemovableHandle]:
         """Hook the gradients of the parameters themselves; the caller removes the handles."""
@@ -67,9 +72,6 @@ class FiniteCheck:
             self._masks.add(node.index)
             return
         self._bad[node.index] = seen
-        self._outside[node.index] = any(
-            _look(leaf) is not None for _, leaf in tensor_leaves(args) if _is_float(leaf)
-        )
 
     def origins(self, recorder: Recorder, end: Node | None) -> tuple[NonFiniteOrigin, ...]:
         """The first producer in each phase: a parameter, the forward, the backward."""
@@ -109,6 +111,9 @@ class FiniteCheck:
             node = before[0]
         if self._fed_by_parameter(node):
             return None
+        if self._input is not None and any(nodes[i].op == INPUT_OP for i in node.inputs):
+            value, count = self._input.value, self._input.count
+            return NonFiniteOrigin(phase="forward", name="", op=INPUT_OP, source="", value=value, count=count)
         seen = self._bad[node.index]
         clean = [nodes[i].place for i in node.inputs if nodes[i].op != INPUT_OP]
         return NonFiniteOrigin(

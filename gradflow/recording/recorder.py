@@ -240,6 +240,7 @@ class Recorder:
             nodes = self.dataflow.nodes
             if is_weight_op(node, nodes):
                 node.probe = self.probes.add(tensor)
+                self.dataflow.remember(node, tensor)
         self.sites.after(node, tensor, args)
         if self._observer is not None:
             self._observer(node, tensor, args)

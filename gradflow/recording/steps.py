@@ -23,6 +23,7 @@ from gradflow.recording import (
 from gradflow.recording.dataflow import Node
 from gradflow.recording.failures import describe_failure
 from gradflow.recording.layout import ModelLayout
+from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.nonfinite import FiniteCheck
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.records import StepRecord, step_record
@@ -60,6 +61,7 @@ def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ..
     """Run a step again, looking at every op, to find who made the first non-finite value."""
     check = FiniteCheck({item.names[0]: item.parameter for item in job.layout.parameters})
     watching = Recorder(job.layout, batch_size=job.batch_size, observer=check.on_op)
+    check.look_at_inputs(tensor for _, tensor in tensor_leaves((batch.args, dict(batch.kwargs))))
     handles = check.watch_parameters()
     try:
         _, end = _forward_and_backward(job, watching, batch, seed)
