@@ -67,7 +67,16 @@ RESIDUAL_COLUMNS: tuple[Column, ...] = (
     *_number(_LOSS_PER_ACTIVATION, "gradient_norm", "source_gradient_norm"),
     *_number("ratio", "branch_scale"),
     *_integer("branches", "branches"),
-    *_text("parent", "span"),
+    *_integer("position", "parent"),
+    *_integer("weight layers", "span"),
+    *_number("ratio", "gradient_ratio"),
+    *_number(_ACTIVATION, "std", "source_std"),
+    *_number("ratio", "skip_scale"),
+    Column("in_place", Kind.BOOLEAN, ""),
+    *_text("branch_ops", "shortcut_ops", "branch_parameters", "opened_by"),
+    Column("broadcast", Kind.BOOLEAN, ""),
+    *_text("like", "overwritten_op", "overwritten_name", "overwritten_source"),
+    Column("overwritten_rebound", Kind.BOOLEAN, ""),
 )
 
 PARAMETER_COLUMNS: tuple[Column, ...] = (

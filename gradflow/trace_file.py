@@ -19,6 +19,7 @@ from gradflow.trace_model import (
     SCHEMA_VERSION,
     GraphCut,
     LayerRecord,
+    OverwrittenSkip,
     ParameterRecord,
     ResidualRecord,
     TensorStatistics,
@@ -191,7 +192,6 @@ def _parameter_row(parameter: ParameterRecord) -> Row:
 
 
 def _residual_row(residual: ResidualRecord) -> Row:
-    """The record holds the site and its gradient; the columns of its two operands are not measured."""
     return {
         "order": residual.order,
         "name": residual.name,
@@ -200,15 +200,40 @@ def _residual_row(residual: ResidualRecord) -> Row:
         "kind": residual.kind,
         "source": residual.source,
         "shape": shape_text(residual.shape, "float"),
-        "skip_norm": None,
-        "branch_norm": None,
-        "rho": None,
-        "cosine": None,
-        "block_influence": None,
+        "skip_norm": residual.skip_norm,
+        "branch_norm": residual.branch_norm,
+        "rho": residual.rho,
+        "cosine": residual.cosine,
+        "block_influence": residual.block_influence,
         "gradient_norm": residual.gradient_norm,
-        "source_gradient_norm": None,
-        "branch_scale": None,
-        "branches": None,
-        "parent": None,
-        "span": None,
+        "source_gradient_norm": residual.source_gradient_norm,
+        "branch_scale": residual.branch_scale,
+        "branches": residual.branches,
+        "parent": residual.parent,
+        "span": residual.span,
+        "gradient_ratio": residual.gradient_ratio,
+        "std": residual.std,
+        "source_std": residual.source_std,
+        "skip_scale": residual.skip_scale,
+        "in_place": residual.in_place,
+        "branch_ops": ";".join(residual.branch_ops),
+        "shortcut_ops": ";".join(residual.shortcut_ops),
+        "branch_parameters": ";".join(residual.branch_parameters),
+        "opened_by": ";".join(residual.opened_by),
+        "broadcast": residual.broadcast,
+        "like": residual.like,
+        **_overwritten_cells(residual.overwritten),
     }
+
+
+def _overwritten_cells(overwritten: OverwrittenSkip | None) -> Row:
+    if overwritten is None:
+        cells: Row = {"op": "", "name": "", "source": "", "rebound": None}
+    else:
+        cells = {
+            "op": overwritten.op,
+            "name": overwritten.name,
+            "source": overwritten.source,
+            "rebound": overwritten.rebound,
+        }
+    return {f"overwritten_{key}": cell for key, cell in cells.items()}

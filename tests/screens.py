@@ -11,8 +11,20 @@ from gradflow.findings import Finding, Location, Severity
 from gradflow.report import Report
 from gradflow.trace_model import Coverage, LayerRecord, ResidualRecord, TensorStatistics, Trace, Trunk
 from gradflow.trunk_profile import profile
-from tests.traces import make_layer, make_origin, make_parameter, make_trace, make_trunk
+from tests.traces import make_layer, make_origin, make_parameter, make_residual, make_trace, make_trunk
 
+NOTHING_MEASURED = dict.fromkeys(
+    (
+        "skip_norm",
+        "branch_norm",
+        "rho",
+        "cosine",
+        "block_influence",
+        "gradient_norm",
+        "source_gradient_norm",
+        "gradient_ratio",
+    )
+)
 COMMAND = "gradflow inspect model.py"
 
 
@@ -214,8 +226,38 @@ def empty_trunk() -> Report:
     return make_report(trace)
 
 
+def residual_sites() -> Report:
+    """Every kind of site: a stage of each width, a block that does nothing, a gate at zero, a concat."""
+    sites = [
+        make_residual(f"stages.{stage}.{block}", kind="identity" if block else "projection")
+        for stage in range(4)
+        for block in range(6)
+    ]
+    sites[9] = replace(sites[9], rho=0.0004, block_influence=8e-8, branch_norm=0.004, branch_scale=0.0004)
+    sites += [make_residual("neck", kind="concat", **NOTHING_MEASURED)]
+    sites += [make_residual(f"decoder.layers.{k // 3}", index=k % 3) for k in range(6)]
+    sites += [make_residual("rezero", rho=0.0, cosine=None, block_influence=0.0, branch_scale=0.0)]
+    sites += [make_residual("broken", rho=math.nan, cosine=math.nan, block_influence=math.nan)]
+    sites += [make_residual("", kind="scaled", rho=math.inf, cosine=None, skip_scale=0.0)]
+    near = make_finding(
+        "GF201",
+        slug="near-identity-block",
+        severity=Severity.WARNING,
+        location=Location(first="stages.1.3"),
+        message="The branch adds 0.0004 of its skip (warning below 0.05 of the median of its like)",
+        why="The block does nothing",
+        hint="Remove it",
+        value=0.0004,
+        threshold=0.05,
+    )
+    layers = [_layer(site.name, "Block", (8, 64), 1.0) for site in sites[:24]]
+    residuals = [replace(site, order=order) for order, site in enumerate(sites)]
+    return make_report(make_trace(layers=_numbered(layers), residuals=residuals), near)
+
+
 SCREENS = {
     "healthy": healthy,
+    "residual_sites": residual_sites,
     "vanishing": vanishing,
     "non_finite": non_finite,
     "awkward_names": awkward_names,
@@ -248,15 +290,18 @@ def _layer(
 
 
 def _residual(k: int) -> ResidualRecord:
-    return ResidualRecord(
-        order=k,
-        name=f"h.{k // 2}",
+    rho = 0.9 / math.sqrt(k + 1)
+    return make_residual(
+        f"h.{k // 2}",
+        k,
         index=k % 2,
-        call=0,
-        kind="identity",
         source=f"gpt.py:{31 + k % 2}",
         shape=(4, 128, 768),
-        gradient_norm=1.0,
+        rho=rho,
+        cosine=0.01 * (k - 12),
+        block_influence=1 - 1 / math.sqrt(1 + rho**2),
+        gradient_ratio=1.0 + 0.07 / (1 + k),
+        branch_ops=("layer_norm", "linear", "gelu", "linear") if k % 2 else ("layer_norm", "linear"),
     )
 
 

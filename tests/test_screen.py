@@ -106,12 +106,26 @@ def test_all_shows_every_row_and_the_short_table_says_what_it_left_out() -> None
 
 
 def test_repeated_blocks_are_one_row_with_the_range_of_their_gains() -> None:
-    rows = {line.split()[0]: line.split() for line in draw("healthy").splitlines() if "h.0–11" in line}
+    layers = draw("healthy").split("\nLayers  ")[1]
+    rows = {line.split()[0]: line.split() for line in layers.splitlines() if "h.0–11" in line}
     assert set(rows) == {
         f"h.0–11{inner}"
         for inner in ("", ".ln_1", ".attn.c_attn", ".attn.c_proj", ".mlp.c_fc", ".mlp.act", ".mlp.c_proj")
     }
     assert rows["h.0–11"][-2:] == ["1.84", "1.1..2.6"]
+
+
+def test_residual_blocks_fold_and_the_one_with_a_finding_stands_alone() -> None:
+    lines = draw("residual_sites").splitlines()
+    rows = {line[2:].split()[0]: line for line in lines if "  identity  " in line}
+    assert rows["stages.1.3"].startswith("▲ ") and " ▁ " in rows["stages.1.3"]
+    assert rows["stages.0.1–5"].startswith("  ") and " ▆▆▆▆▆ " in rows["stages.0.1–5"]
+    assert "stages.1.1" in rows and "decoder.layers.1[0–2]" in rows
+
+
+def test_a_model_without_residual_sites_has_no_section_for_them() -> None:
+    assert "Residual blocks" not in draw("three_rows")
+    assert "Residual blocks" in draw("healthy")
 
 
 def test_a_consequence_stands_under_its_cause() -> None:
@@ -126,6 +140,7 @@ def test_print_needs_no_command_line() -> None:
     text = str(SCREENS["many_rows"]())
     assert "more rows: report.layers" in text
     assert "gradflow inspect" not in text
+    assert 'report.to_csv("report")' in text
     assert max(len(line) for line in text.splitlines()) <= 80
 
 

@@ -14,13 +14,15 @@ from gradflow.findings import Location, Severity
 from gradflow.reporters import number_text as numbers
 from gradflow.reporters.layer_choice import SHORT, choose, located, severity_marks, shown
 from gradflow.reporters.layer_folding import fold_layers, unfolded
+from gradflow.reporters.site_rows import SHORT as SHORT_SITES
+from gradflow.reporters.site_rows import bars, counted, site_marks, site_table
 from gradflow.reporters.terminal_chart import chart_lines, shape_chart
 from gradflow.reporters.terminal_findings import beside_threshold, ranked
 from gradflow.reporters.terminal_header import verdict
 from gradflow.reporters.text_lines import fold_name, shorten
 from gradflow.trace_model import Coverage, LayerRecord
 from tests.screens import SCREENS, make_finding, make_report
-from tests.traces import make_layer, make_trace, make_trunk
+from tests.traces import make_layer, make_residual, make_trace, make_trunk
 
 
 @pytest.mark.parametrize(
@@ -268,3 +270,76 @@ def test_a_folded_name_is_the_name(name: str, limit: int) -> None:
     assert "".join(pieces) == name
     assert all(cell_len(piece) <= limit for piece in pieces)
     assert cell_len(shorten(name, limit)) <= limit
+
+
+@pytest.mark.parametrize(
+    ("rhos", "width", "drawn"),
+    [
+        ([0.01, 0.0001, 3.0, 1e9], 8, "▁▁██"),
+        ([0.0, None, math.inf, math.nan], 8, "0·✗✗"),
+        ([0.5, 0.001, 1.0, 1.0], 2, "▁▇"),  # two sites a bar: the one furthest from 1
+        ([0.5, 0.0, math.nan, 0.0], 2, "0✗"),
+        ([], 8, ""),
+    ],
+)
+def test_bars_of_rho(rhos: list[float | None], width: int, drawn: str) -> None:
+    assert bars(rhos, width) == drawn
+
+
+@given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=40))
+def test_a_stronger_branch_is_never_a_lower_bar(rhos: list[float]) -> None:
+    drawn = [bars([rho], 1) for rho in sorted(rhos)]
+    assert drawn == sorted(drawn)
+
+
+def test_a_row_of_sites_spans_their_rho_and_leaves_out_what_nobody_measured() -> None:
+    sites = [make_residual(f"b.{k}", k, rho=0.1 * (k + 1), cosine=None) for k in range(4)]
+    (row,) = site_table(make_report(make_trace(residuals=sites))).rows
+    assert (row.cells["name"], row.cells["rho"], row.cells["cosine"]) == ("b.0–3", "0.1..0.4", "")
+    assert row.cells["gradient"] == "×1.1"
+    assert row.rhos == tuple(0.1 * (k + 1) for k in range(4))
+
+
+def test_unlike_sites_do_not_share_a_row() -> None:
+    """Another kind, another branch, or another finding each ends a range."""
+    sites = [make_residual(f"b.{k}", k) for k in range(9)]
+    sites[3] = make_residual("b.3", 3, kind="projection")
+    sites[6] = make_residual("b.6", 6, branch_ops=("linear",))
+    report = make_report(make_trace(residuals=sites))
+    assert [row.cells["name"] for row in site_table(report).rows] == [
+        "b.0–2",
+        "b.3",
+        "b.4",
+        "b.5",
+        "b.6",
+        "b.7",
+        "b.8",
+    ]
+
+
+def test_only_rules_about_blocks_mark_sites() -> None:
+    sites = [make_residual(f"b.{k}", k) for k in range(4)]
+    near = make_finding("GF201", location=Location(first="b.1"), severity=Severity.WARNING)
+    grows = make_finding("GF202", location=Location(first="b.0", last="b.2"), severity=Severity.ERROR)
+    assert site_marks(sites, [near, grows, make_finding("GF101", location=Location(first="b.3"))]) == {
+        0: Severity.ERROR,
+        1: Severity.WARNING,
+        2: Severity.ERROR,
+    }
+
+
+def test_a_long_table_of_sites_keeps_the_ends_and_what_findings_name() -> None:
+    sites = [make_residual(f"b{k}", k) for k in range(90)]
+    finding = make_finding("GF201", location=Location(first="b47"))
+    table = site_table(make_report(make_trace(residuals=sites), finding))
+    names = [row.cells["name"] for row in table.rows]
+    assert len(names) == SHORT_SITES and table.left_out == 90 - SHORT_SITES
+    assert {"b0", "b47", "b89"} <= set(names)
+    assert len(site_table(make_report(make_trace(residuals=sites)), show_all=True).rows) == 90
+
+
+def test_sites_are_counted_by_kind() -> None:
+    sites = [make_residual("a", kind="projection"), make_residual("b"), make_residual("c")]
+    assert counted(sites) == "3 sites: 1 projection, 2 identity"
+    assert counted(sites[1:]) == "2 identity sites"
+    assert counted(sites[:1]) == "1 projection site"

@@ -98,6 +98,31 @@ def make_parameter(name: str, **changes: Any) -> ParameterRecord:
     return ParameterRecord(**(values | changes))
 
 
+def make_residual(name: str, order: int = 0, **changes: Any) -> ResidualRecord:
+    """A healthy identity site of a normed branch at right angles to its skip."""
+    values: dict[str, Any] = {
+        "index": 0,
+        "call": 0,
+        "kind": "identity",
+        "source": "model.py:31",
+        "shape": (BATCH, 16),
+        "skip_norm": 10.0,
+        "branch_norm": 5.0,
+        "rho": 0.5,
+        "cosine": 0.0,
+        "block_influence": 1 - 1 / math.hypot(1, 0.5),
+        "gradient_norm": 1.0,
+        "source_gradient_norm": 1.1,
+        "gradient_ratio": 1.1,
+        "std": 1.12,
+        "source_std": 1.0,
+        "span": 2,
+        "branch_ops": ("layer_norm", "linear", "relu", "linear"),
+        "like": "Block #0 identity: layer_norm linear relu linear",
+    }
+    return ResidualRecord(order=order, name=name, **(values | changes))
+
+
 def make_trunk(
     gradients: Sequence[float | None],
     *,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from gradflow.findings import Finding
 from gradflow.report import Report
-from gradflow.reporters.layer_folding import LayerGroup, Marks, fold_layers
+from gradflow.reporters.folding import Marks
+from gradflow.reporters.layer_folding import LayerGroup, fold_layers
 from gradflow.reporters.terminal_chart import drop_position
 from gradflow.trace_model import LayerRecord
 

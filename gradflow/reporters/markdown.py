@@ -9,6 +9,7 @@ from gradflow.report import Report
 from gradflow.reporters.layer_choice import shown
 from gradflow.reporters.number_text import count_text
 from gradflow.reporters.severity_style import MARKS
+from gradflow.reporters.site_rows import counted, site_table
 from gradflow.reporters.terminal_chart import last_gradient
 from gradflow.reporters.terminal_findings import beside_threshold, ranked
 from gradflow.reporters.terminal_header import header_rows, verdict
@@ -25,6 +26,15 @@ _COLUMNS = {
     "gradient": "gradient",
     "gain": "gain",
 }
+_SITE_COLUMNS = {
+    "name": "site",
+    "kind": "kind",
+    "rho": "ρ",
+    "cosine": "cosine",
+    "influence": "influence",
+    "gradient": "gradient source / sum",
+    "scale": "branch scale",
+}
 _SPECIAL = str.maketrans(
     {char: f"\\{char}" for char in "\\`*_{}[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 )
@@ -40,6 +50,7 @@ def render(report: Report) -> str:
         f"{MARKS[said.severity]} **{escaped(said.subject)}**: {escaped(said.sentence)}{rule}",
         "",
         *_findings(report.findings),
+        *_residuals(report),
         *_layers(report),
         *_run(report),
     ]
@@ -78,6 +89,24 @@ def _finding_cells(finding: Finding) -> tuple[str, ...]:
         escaped(finding.hint),
         escaped(beside_threshold(finding)),
     )
+
+
+def _residuals(report: Report) -> list[str]:
+    if not report.trace.residuals:
+        return []
+    table = site_table(report)
+    rows = [[escaped(row.cells[column]) for column in _SITE_COLUMNS] for row in table.rows]
+    more = ["", f"{count_text(table.left_out, 'more row')} in `residuals.csv`."] if table.left_out else []
+    said = f"{counted(report.trace.residuals)}; ρ is ‖branch‖ / ‖skip‖."
+    return [
+        "### Residual blocks",
+        "",
+        said,
+        "",
+        *_table(tuple(_SITE_COLUMNS.values()), rows, left=2),
+        *more,
+        "",
+    ]
 
 
 def _layers(report: Report) -> list[str]:

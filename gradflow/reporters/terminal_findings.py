@@ -140,7 +140,8 @@ def next_lines(report: Report, screen: Screen) -> list[Text]:
     widest = max((len(purpose) for purpose, _ in steps), default=0)
     lines = [Text("Next", style=HEADING)] if steps else []
     for purpose, command in steps:
-        label, *more = _continued(command, screen.width - widest - 4)
+        room = screen.width - widest - 4
+        label, *more = _continued(command, room) if screen.command else [command]
         lines.append(Text.assemble("  ", (f"{purpose:<{widest}}", LABEL), f"  {label}"))
         lines += [Text(f"  {'':<{widest}}  {line}") for line in more]
     return lines
@@ -152,6 +153,8 @@ def _next_steps(report: Report, screen: Screen) -> Iterator[tuple[str, str]]:
         yield f"about {rule}", f"gradflow explain {rule}"
     if screen.command is None:
         yield "every layer", "report.layers"
+        if report.trace.residuals:
+            yield "every site", "report.residuals"
         yield "CSV tables", 'report.to_csv("report")'
         return
     if not screen.show_all and _hides_something(report):
