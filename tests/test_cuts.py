@@ -146,5 +146,6 @@ def test_a_parameter_that_holds_nan_is_named() -> None:
 def test_an_input_that_holds_nan_is_named() -> None:
     x = torch.randn(6, 8)
     x[3, 3] = float("nan")
-    origins = gradflow.inspect(Two(torch.tanh), x).trace.origins
-    assert [origin.op for origin in origins if origin.phase == "forward"] == ["input"]
+    report = gradflow.inspect(Two(torch.tanh), x)
+    assert [origin.op for origin in report.trace.origins if origin.phase == "forward"] == ["input"]
+    assert report.findings[0].message.startswith("The input itself holds 1 nan elements")

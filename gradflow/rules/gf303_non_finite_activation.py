@@ -38,6 +38,8 @@ PARAMETER_HINT = (
     "Load a checkpoint from before the divergence or fix the initialisation; if training did it, lower the "
     "learning rate, clip the gradient norm, or skip steps whose gradient is not finite"
 )
+INPUT_OP = "input"
+INPUT_HINT = "Clean the batch before the model sees it: look for missing values, a division by a zero deviation, or a log"
 LOSS_HINT = (
     "Look into the loss: a log of 0, a division by an empty count, or targets outside the outputs' range"
 )
@@ -105,10 +107,13 @@ def _absorbed(trace: Trace, origin: NonFiniteOrigin) -> bool:
 
 def _producer(trace: Trace, origin: NonFiniteOrigin) -> Finding:
     carriers = len({row.name for row in nonfinite_activations(trace)} - {origin.name, ""})
-    words = (
-        f"{producer(origin)} makes {origin.count} elements {origin.value} from finite inputs "
-        f"(0 allowed){neighbours(origin, carriers, 'it is carried on by')}"
+    given = origin.op == INPUT_OP
+    made = (
+        f"The input itself holds {origin.count} {origin.value} elements"
+        if given
+        else f"{producer(origin)} makes {origin.count} elements {origin.value} from finite inputs"
     )
+    words = f"{made} (0 allowed){neighbours(origin, carriers, 'it is carried on by')}"
     evidence = (
         ("op", origin.op),
         ("source", origin.source),
@@ -117,7 +122,9 @@ def _producer(trace: Trace, origin: NonFiniteOrigin) -> Finding:
         ("modules_after", carriers),
     )
     known = tuple((name, fact) for name, fact in evidence if fact != "")
-    return _finding(Location(first=origin.name), words, op_hint(origin.op), origin.count, known)
+    return _finding(
+        Location(first=origin.name), words, INPUT_HINT if given else op_hint(origin.op), origin.count, known
+    )
 
 
 def _loss(trace: Trace) -> Finding:
