@@ -42,7 +42,7 @@ class TensorStatistics:
     std: float | None = None
     """Over all elements, population form (divided by n)."""
     rms: float | None = None
-    """f of theory: sqrt(mean(h^2)) over all elements."""
+    """f: sqrt(mean(h^2)) over all elements."""
     absmax: float | None = None
     zero_fraction: float | None = None
     """Share of elements that are exactly 0."""
@@ -151,7 +151,7 @@ class TrunkPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trunk:
-    """The tensors that carry the gradient from the loss back to the input (theory, section 0)."""
+    """The tensors that carry the gradient from the loss back to the input (docs/numbers.md)."""
 
     kind: str
     """"residual" (outputs of residual adds), "weights" (outputs of weight layers) or "none"."""

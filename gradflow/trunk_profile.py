@@ -1,4 +1,4 @@
-"""The gradient along the trunk, as a handful of scale-free numbers (theory, section 0).
+"""The gradient along the trunk, as a handful of scale-free numbers (docs/numbers.md).
 
 A tensor whose gradient was not measured (None) is stepped over: J is then between the first and the last
 measured tensor. A zero has no logarithm, so it stays out of the slope; NaN and Inf stay out of the slope and

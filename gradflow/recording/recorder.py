@@ -110,7 +110,7 @@ class Recorder:
 
     Args:
         layout: The model's, from ``layout_of``.
-        batch_size: N of theory section 0; 0 where the inputs share no leading dimension.
+        batch_size: N of docs/numbers.md; 0 where the inputs share no leading dimension.
         observer: Told of every op besides.
     """
 
