@@ -9,10 +9,26 @@ from gradflow.rules.gf101_vanishing_gradient import RULE as GF101
 from gradflow.rules.gf102_exploding_gradient import RULE as GF102
 from gradflow.rules.gf103_no_gradient import RULE as GF103
 from gradflow.rules.gf104_non_finite_gradient import RULE as GF104
+from gradflow.rules.gf201_near_identity_block import RULE as GF201
+from gradflow.rules.gf202_residual_growth import RULE as GF202
+from gradflow.rules.gf203_overwritten_skip import RULE as GF203
+from gradflow.rules.gf204_dead_branch import RULE as GF204
+from gradflow.rules.gf207_shortcut_shape import RULE as GF207
 from gradflow.rules.gf303_non_finite_activation import RULE as GF303
 from gradflow.rules.rule import Rule
 
-RULES: tuple[Rule, ...] = (GF101, GF102, GF103, GF104, GF303)
+RULES: tuple[Rule, ...] = (
+    GF101,
+    GF102,
+    GF103,
+    GF104,
+    GF201,
+    GF202,
+    GF203,
+    GF204,
+    GF207,
+    GF303,
+)
 
 
 def find_rule(code: str) -> Rule:
