@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from gradflow.config import Config
@@ -39,6 +40,9 @@ HALF_LIMIT = Threshold(
     severity=Severity.ERROR,
     source="the largest float16",
 )
+SMALL_STREAM = 0.1
+"""At initialisation a stream smaller than this is an embedding: N(0, 0.02) under unit-size branches."""
+
 DOMINANCE_LIMIT = Threshold(
     name="rho above",
     value=10.0,
@@ -94,8 +98,11 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
     if growth is not None:
         yield from _grows(trace, growth)
     sites = adding_sites(trace)
-    for run in neighbours([site for site in sites if _dominates(site)], sites):
-        yield _dominance(run, sites)
+    drowned = [site for site in sites if _dominates(site)]
+    for small in (True, False):
+        wanted = [site for site in drowned if (not trace.run.trained and _enters_small(site)) is small]
+        for run in neighbours(wanted, sites):
+            yield _dominance(run, sites, small=small)
 
 
 def measure(stream: Sites) -> Growth | None:
@@ -114,20 +121,39 @@ def measure(stream: Sites) -> Growth | None:
         return None
     parts = stretches(half, starts=_starts_anew)
     steps = sum(len(part) - 1 for part in parts)
-    slopes = [slope for part in parts for slope in _slopes(part)]
-    return Growth(half=half, slope=median(slopes), steps=steps) if steps >= FEWEST_SITES - 1 else None
+    if steps < FEWEST_SITES - 1:
+        return None
+    logs = [[2 * math.log(site.std or 1.0) for site in part] for part in parts]
+    slope = _slope(logs)
+    # One block that lifts the stream once is no growth: without the largest step the trend must go on.
+    lasts = 2 * _slope(_without_largest_step(logs)) >= slope
+    return Growth(half=half, slope=slope if lasts else 0.0, steps=steps)
 
 
 def _starts_anew(before: ResidualRecord, site: ResidualRecord) -> bool:
     return site.kind == "projection" or site.shape != before.shape
 
 
-def _slopes(part: Sites) -> Iterator[float]:
-    points = [(k, 2 * math.log(site.std or 1.0)) for k, site in enumerate(part)]
+def _slope(logs: Sequence[Sequence[float]]) -> float:
+    """The median of the slopes between all pairs of one stretch, over all stretches (Theil 1950, Sen 1968)."""
+    return median(slope for part in logs for slope in _slopes(part))
+
+
+def _slopes(part: Sequence[float]) -> Iterator[float]:
+    points = list(enumerate(part))
     if len(points) > SLOPE_POINTS:
         step = (len(points) - 1) / (SLOPE_POINTS - 1)
         points = [points[round(i * step)] for i in range(SLOPE_POINTS)]
     return ((y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(points) for x2, y2 in points[i + 1 :])
+
+
+def _without_largest_step(logs: Sequence[Sequence[float]]) -> list[list[float]]:
+    steps = [(b - a, part, k) for part, y in enumerate(logs) for k, (a, b) in enumerate(pairwise(y), start=1)]
+    size, at, start = max(steps)
+    return [
+        [value - size * (part == at and k >= start) for k, value in enumerate(y)]
+        for part, y in enumerate(logs)
+    ]
 
 
 def _grows(trace: Trace, growth: Growth) -> Iterator[Finding]:
@@ -191,17 +217,23 @@ def _dominates(site: ResidualRecord) -> bool:
     return site.rho is not None and DOMINANCE_LIMIT.value < site.rho < math.inf
 
 
-def _dominance(run: Sites, sites: Sequence[ResidualRecord]) -> Finding:
+def _enters_small(site: ResidualRecord) -> bool:
+    return site.source_std is not None and site.source_std < SMALL_STREAM
+
+
+def _dominance(run: Sites, sites: Sequence[ResidualRecord], *, small: bool) -> Finding:
+    severity = Severity.INFO if small else DOMINANCE_LIMIT.severity
+    usual = f"; what enters it has a standard deviation below {SMALL_STREAM}" if small else ""
     largest = max(site.rho or 0.0 for site in run)
     times = f"{'is' if len(run) == 1 else 'are up to'} {number(largest)} times as large as the skip"
     return Finding(
         rule=RULE.code,
         slug=RULE.slug,
-        severity=DOMINANCE_LIMIT.severity,
+        severity=severity,
         location=place(run),
         message=(
-            f"{subject('branch', run, sites)} {times} (warning above {number(DOMINANCE_LIMIT.value)}): "
-            f"the skip brings {number(100 / (1 + largest**2))}% of the energy"
+            f"{subject('branch', run, sites)} {times} ({severity} above {number(DOMINANCE_LIMIT.value)}): "
+            f"the skip brings {number(100 / (1 + largest**2))}% of the energy{usual}"
         ),
         why=DOMINANCE_WHY,
         hint=DOMINANCE_HINT,
@@ -220,10 +252,11 @@ RULE = Rule(
         "the variance of its branch. Where branches are normalised that is a constant, so the stream grows "
         "by 1 + 1/l and less and less; where they are not, each branch is as large as the stream, and the "
         "variance doubles at every add.\n\n"
-        "gamma is the factor of one add, fitted over the last half of the stream: the trend of ln var that "
-        "no single block can move. The fit starts anew at a projection and where the shape changes. A "
-        "block with two adds (attention and MLP) counts as two. The last half must hold at least four "
-        "adds, so a stream of six or fewer is not judged.\n\n"
+        "gamma is the factor of one add, fitted over the last half of the stream: the trend of ln var, and "
+        "it must go on without its largest step, so that one block that lifts the stream is no growth. The "
+        "fit starts anew at a projection and where the shape changes. A block with two adds (attention and "
+        "MLP) counts as two. The last half must hold at least four adds, so a stream of six or fewer is "
+        "not judged.\n\n"
         "Growth and an exploding gradient (GF102) are two sides of one fault and are both reported.\n\n"
         "A second clause looks at each site alone: a branch ten times as large as its skip leaves the skip "
         "less than a hundredth of the energy."
@@ -241,6 +274,8 @@ RULE = Rule(
         "A stream with fewer than four adds in its last half, or with fewer than three steps between them "
         "that do not lead into a projection or another shape.",
         "Sites inside another site's branch, for growth; they are judged for dominance.",
+        "A branch that dominates a stream whose standard deviation is below 0.1 at initialisation, as an "
+        "embedding's is: info.",
         "A skip that is exactly zero, as of queries that start at zero.",
     ),
     sources=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from statistics import quantiles
 
 from gradflow.findings import Location
@@ -17,6 +17,9 @@ ADDING_KINDS = ("identity", "projection", "scaled")
 
 ALIKE = 3
 """Fewer sites of the same make than this have no usual value."""
+
+SAME_STREAM = 0.05
+"""What enters a stream's next block has the last sum's standard deviation, up to this logarithm."""
 
 RANKED = 10
 """Sites in a ranking; the others are its tail."""
@@ -39,8 +42,23 @@ def main_stream(trace: Trace) -> Sites:
     by_parent: dict[int | None, list[ResidualRecord]] = {None: []}
     for site in adding_sites(trace):
         by_parent.setdefault(site.parent, []).append(site)
-    largest: list[ResidualRecord] = max(by_parent.values(), key=len)
-    return tuple(largest)
+    streams = [stream for sites in by_parent.values() for stream in stretches(sites, starts=_new_stream)]
+    return max(streams, key=len, default=())
+
+
+def _new_stream(before: ResidualRecord, site: ResidualRecord) -> bool:
+    """The decoder after the encoder: another list of blocks, and it does not go on from the last sum."""
+    if _list_of(before.name) == _list_of(site.name) or site.kind == "projection":
+        return False
+    if not before.std or not site.source_std:
+        return True
+    return abs(math.log(site.source_std / before.std)) > SAME_STREAM
+
+
+def _list_of(name: str) -> str:
+    """The module that holds the numbered blocks: "text_model.encoder.layers"."""
+    parts = name.split(".")
+    return ".".join(takewhile(lambda part: not part.isdigit(), parts))
 
 
 def alike(sites: Iterable[ResidualRecord]) -> dict[str, list[ResidualRecord]]:
