@@ -341,6 +341,7 @@ DETACHED = [make_parameter(name, gradient_norm=None, coverage=Coverage.NO_GRAD) 
         (dead(), FROZEN, False, INFO, "frozen"),
         (dead(), DETACHED, False, INFO, "no gradient was measured"),
         (dead(branch_parameters=()), MEASURED, False, INFO, "no gradient was measured"),
+        (dead(gradient_norm=0.0), MEASURED, False, INFO, "no gradient arrives"),
         (dead(kind="low_rank", opened_by=GATE), MEASURED, False, INFO, "zero-initialised gate"),
         (dead(branch_norm=1e-30), MEASURED, False, None, ""),
         (dead(branch_norm=None), MEASURED, False, None, ""),

@@ -19,9 +19,19 @@ FAULTY = {
     "plain56": ("GF102", Severity.WARNING, ""),
     "cut_graph": ("GF103", Severity.ERROR, "encoder"),
     "unused_head": ("GF103", Severity.WARNING, "auxiliary"),
+    "missing_add": ("GF103", Severity.WARNING, "stage3.downsample"),
+    "near_identity_blocks": ("GF201", Severity.WARNING, "blocks.7"),
+    "overwritten_skip": ("GF203", Severity.WARNING, "blocks.0"),
     "nan_producer": ("GF303", Severity.ERROR, "frontend"),
 }
-HEALTHY = ("residual_sigmoid_mlp", "resnet56", "small_gpt")
+HEALTHY = (
+    "residual_sigmoid_mlp",
+    "resnet56",
+    "zero_gamma_resnet",
+    "prenorm_transformer",
+    "postnorm_transformer",
+    "small_gpt",
+)
 
 
 def load(name: str) -> ModuleType:
@@ -33,12 +43,16 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def root_causes(name: str) -> list[Finding]:
+def inspected(name: str) -> gradflow.Report:
     torch.manual_seed(0)
     file = load(name)
     model = file.model if hasattr(file, "model") else file.build_model()
-    report = gradflow.inspect(model, tuple(file.get_inputs()), getattr(file, "loss", None))
-    return [f for f in report.findings if f.consequence_of is None and f.severity is not Severity.INFO]
+    return gradflow.inspect(model, tuple(file.get_inputs()), getattr(file, "loss", None))
+
+
+def root_causes(name: str) -> list[Finding]:
+    findings = inspected(name).findings
+    return [f for f in findings if f.consequence_of is None and f.severity is not Severity.INFO]
 
 
 def test_every_file_is_listed() -> None:
@@ -73,3 +87,21 @@ def test_the_nan_is_blamed_on_the_logarithm() -> None:
 def test_the_exploding_plain_net_names_its_batch_norm() -> None:
     (finding,) = root_causes("plain56")
     assert "batch norm" in f"{finding.message} {finding.why} {finding.hint}".lower()
+
+
+def test_the_overwritten_skips_name_their_line() -> None:
+    (finding,) = root_causes("overwritten_skip")
+    line = next(
+        number
+        for number, text in enumerate((FOLDER / "overwritten_skip.py").read_text().splitlines(), start=1)
+        if "out = self.body(x)" in text
+    )
+    assert str(finding.location) == "blocks.0–blocks.5"
+    assert f"overwritten_skip.py:{line}" in finding.message
+
+
+def test_the_zero_branches_open_by_their_last_norm() -> None:
+    report = inspected("zero_gamma_resnet")
+    found = [f for f in report.findings if f.rule == "GF204"]
+    assert [(f.severity, str(f.location)) for f in found] == [(Severity.INFO, "blocks.0–blocks.8")]
+    assert "not reported: zero-initialised gate, opens by norm2.weight" in found[0].message

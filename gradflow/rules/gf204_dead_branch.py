@@ -28,6 +28,7 @@ class State(StrEnum):
     DEAD = "dead"
     FROZEN = "frozen"
     DRAWN = "left out at random"
+    UNREACHED = "no gradient arrives"
     UNKNOWN = "no gradient measured"
 
 
@@ -72,6 +73,7 @@ HINTS: Mapping[State, str] = {
     ),
     State.FROZEN: "Nothing needs to be done where the branch is meant to stay shut; otherwise unfreeze it",
     State.DRAWN: "Run again with --eval, where no branch is left out, or with a larger batch",
+    State.UNREACHED: "Measure again after the first step: a zero-initialised head passes no gradient back yet",
     State.UNKNOWN: "Look at GF103 for what keeps the gradient from the branch's parameters",
 }
 
@@ -101,6 +103,8 @@ def _state(
     own = [parameters[name] for name in site.branch_parameters if name in parameters]
     if own and not any(parameter.requires_grad for parameter in own):
         return State.FROZEN
+    if site.gradient_norm == 0:
+        return State.UNREACHED
     return State.DEAD if any(parameter.gradient_norm is not None for parameter in own) else State.UNKNOWN
 
 
@@ -142,6 +146,7 @@ def _says(state: State, run: Sites) -> str:
         State.DEAD: "and no multiplying parameter of it gets a gradient (error): dead, nothing can open it",
         State.FROZEN: "and its parameters are frozen: it stays shut",
         State.DRAWN: "as a branch does that is left out at random while training",
+        State.UNREACHED: "and no gradient arrives at the add, so whether it can open is not known",
         State.UNKNOWN: "and no gradient was measured at its parameters, so whether it can open is not known",
     }[state]
 
@@ -185,6 +190,7 @@ RULE = Rule(
         'gate, opens by bn2.weight" is info.',
         "A branch whose parameters are all frozen, and one whose gradient was not measured (a detached one "
         "is GF103's): info.",
+        "A branch at whose add no gradient arrives, as under Fixup's zero-initialised head: info.",
         "A branch under DropPath or StochasticDepth in training mode, which is left out at random: info.",
     ),
     sources=(
