@@ -8,7 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from traces import make_layer, make_layers, make_origin, make_parameter, make_trace, make_trunk
+from traces import (
+    make_layer,
+    make_layers,
+    make_origin,
+    make_parameter,
+    make_residual,
+    make_trace,
+    make_trunk,
+)
 
 from gradflow.analyzer import analyze, find
 from gradflow.config import Config
@@ -18,7 +26,7 @@ from gradflow.rules import RULES, find_rule, select_rules
 from gradflow.rules.pages import pages, render_page
 from gradflow.rules.places import ancestry, place_of, runs, span_of, spans
 from gradflow.rules.precedence import CONSEQUENCES, Consequence, anywhere, attribute
-from gradflow.trace_model import Coverage, GraphCut, ParameterRecord, TensorStatistics, Trace
+from gradflow.trace_model import Coverage, GraphCut, ParameterRecord, ResidualRecord, TensorStatistics, Trace
 from gradflow.trunk_profile import profile
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "rules"
@@ -177,6 +185,29 @@ def test_a_cut_explains_only_what_lies_wholly_before_it(cut_at: str, explained: 
     )
     found = {rule: (severity, cause) for rule, severity, _, cause in told(trace)}
     assert found["GF101"] == (("info", f"GF103 {cut_at}") if explained else ("error", None))
+
+
+def growing(std: float = 2.0) -> list[ResidualRecord]:
+    return [make_residual(f"layers.{k}", k, std=std**k) for k in range(16)]
+
+
+def test_growth_and_explosion_are_both_reported() -> None:
+    trunk = make_trunk([2.0 ** (20 - 20 * k / 15) for k in range(16)], kind="residual")
+    assert told(make_trace(trunk=trunk, residuals=growing())) == [
+        ("GF102", "error", "layers.0–layers.15", None),
+        ("GF202", "error", "layers.8–layers.15", None),
+    ]
+
+
+@pytest.mark.parametrize("at", [0, 7, 12])
+def test_a_nan_of_the_forward_explains_the_growth_after_it(at: int) -> None:
+    origin = make_origin("forward", f"layers.{at}")
+    layers = [
+        make_layer(f"layers.{k}", k, activation=TensorStatistics(nonfinite=4 * (k >= at))) for k in range(16)
+    ]
+    trace = make_trace(layers=layers, residuals=growing(), origins=[origin])
+    found = {rule: (severity, cause) for rule, severity, _, cause in told(trace)}
+    assert found["GF202"] == ("info", f"GF303 layers.{at}")
 
 
 def test_an_unused_head_explains_nothing() -> None:

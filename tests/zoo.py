@@ -36,6 +36,10 @@ class Case:
     """What the location's names start with."""
     exactly: bool = False
     """True where the finding must not be worse than ``severity``."""
+    also: tuple[str, ...] = ()
+    """Rules that must be reported beside it: another side of the same fault."""
+    trained: bool = False
+    """True where the weights are to be judged as trained ones."""
 
 
 def labels_loss(labels: torch.Tensor) -> Callable[[Any, Any], torch.Tensor]:

@@ -16,6 +16,10 @@ from gradflow.rules.sites import Sites, adding_sites, main_stream, neighbours, p
 from gradflow.trace_model import ResidualRecord, Trace
 from gradflow.trunk_profile import SLOPE_POINTS, profile
 
+LASTING = 0.25
+"""The share of the trend that must be left without its largest step: one block that lifts the stream once, as
+massive activations do, is no growth."""
+
 FEWEST_SITES = 4
 """Fewer sites than this in the last half have no trend."""
 
@@ -79,7 +83,9 @@ class Growth:
     slope: float
     """Of ln var, a site."""
     steps: int
-    """From site to site, without those into a projection or another shape."""
+    """From sum to sum, without those into a projection or another shape."""
+    enters: ResidualRecord
+    """The site whose sum enters the half."""
 
     @property
     def gamma(self) -> float:
@@ -112,22 +118,20 @@ def measure(stream: Sites) -> Growth | None:
         stream: The sites of one stream, in execution order.
 
     Returns:
-        gamma = exp(Theil-Sen slope of ln var of the sums) over the last half of the sites, or None where
-        fewer than ``FEWEST_SITES`` are in it. The fit starts anew at a projection and where the shape
-        changes.
+        gamma = exp(Theil-Sen slope of ln var of the sums) over the last half of the sites and the sum that
+        enters it, or None where fewer than ``FEWEST_SITES`` are in the half. The fit starts anew at a
+        projection and where the shape changes.
     """
-    half = tuple(site for site in stream[len(stream) // 2 :] if site.std and math.isfinite(site.std))
-    if len(half) < FEWEST_SITES:
-        return None
-    parts = stretches(half, starts=_starts_anew)
+    known = tuple(site for site in stream if site.std and math.isfinite(site.std))
+    half = len(known) // 2
+    parts = stretches(known[max(half - 1, 0) :], starts=_starts_anew)
     steps = sum(len(part) - 1 for part in parts)
-    if steps < FEWEST_SITES - 1:
+    if len(known) - half < FEWEST_SITES or steps < FEWEST_SITES - 1:
         return None
     logs = [[2 * math.log(site.std or 1.0) for site in part] for part in parts]
     slope = _slope(logs)
-    # One block that lifts the stream once is no growth: without the largest step the trend must go on.
-    lasts = 2 * _slope(_without_largest_step(logs)) >= slope
-    return Growth(half=half, slope=slope if lasts else 0.0, steps=steps)
+    lasts = _slope(_without_largest_step(logs)) >= LASTING * slope
+    return Growth(half=known[half:], slope=slope if lasts else 0.0, steps=steps, enters=parts[0][0])
 
 
 def _starts_anew(before: ResidualRecord, site: ResidualRecord) -> bool:
@@ -188,11 +192,11 @@ def _grows(trace: Trace, growth: Growth) -> Iterator[Finding]:
 
 
 def projected(growth: Growth) -> float:
-    """The standard deviation of the stream's last sum, from the first of the half and the fit.
+    """The standard deviation of the stream's last sum, from the one that enters the half and the fit.
 
     The fit stays where the stream itself has overflowed.
     """
-    start = math.log(growth.half[0].std or 1.0)
+    start = math.log(growth.enters.std or 1.0)
     return math.exp(min(start + 0.5 * growth.slope * growth.steps, LARGEST_LOG))
 
 
@@ -204,7 +208,7 @@ def _evidence(growth: Growth, gain: float) -> Evidence:
     facts: Evidence = (
         ("sites", len(growth.half)),
         ("growth_in_all", growth.in_all),
-        ("first_std", growth.half[0].std or 0.0),
+        ("first_std", growth.enters.std or 0.0),
         ("last_std", growth.half[-1].std or 0.0),
         ("projected_std", projected(growth)),
         ("gain", gain),

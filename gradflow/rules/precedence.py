@@ -31,6 +31,11 @@ def reaches_upstream(cause: Span, effect: Span) -> bool:
     return effect[0] <= cause[1]
 
 
+def downstream(cause: Span, effect: Span) -> bool:
+    """Some of the effect lies at the cause or after it: what the forward carries on."""
+    return effect[1] >= cause[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consequence:
     """Findings of ``effects`` are consequences of an error of ``cause`` in the region it reaches."""
@@ -43,9 +48,11 @@ class Consequence:
 
 
 CONSEQUENCES: tuple[Consequence, ...] = (
-    Consequence(cause="GF303", effects=("GF104", "GF101", "GF102"), region=anywhere),
+    Consequence(cause="GF303", effects=("GF104", "GF101", "GF102", "GF204"), region=anywhere),
+    Consequence(cause="GF303", effects=("GF201", "GF202"), region=downstream),
     Consequence(cause="GF104", effects=("GF101", "GF102"), region=reaches_upstream),
     Consequence(cause="GF103", effects=("GF101", "GF102"), region=upstream, only="graph cut"),
+    # A growing stream (GF202) and the gradient that grows with it (GF102) are both reported.
 )
 
 
