@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from gradflow.recording.dataflow import ESCAPES, Node, ancestors
 from gradflow.trace_model import GraphCut
 
 
 class CutFinder:
-    """Answers, for the parameters of one step, what cut them off.
+    """Answers, for the parameters of one step, what cut them off; a step with no cut asks nothing.
 
     Args:
         nodes: The dataflow of the step.
@@ -18,12 +19,24 @@ class CutFinder:
 
     def __init__(self, nodes: Sequence[Node], end: int | None) -> None:
         self._nodes = nodes
-        self._consumers = _consumers(nodes)
-        self._reaches_loss = ancestors(nodes, end)
-        self._users: dict[int, list[int]] = {}
-        for node in nodes:
+        self._end = end
+
+    @cached_property
+    def _consumers(self) -> dict[int, list[int]]:
+        return _consumers(self._nodes)
+
+    @cached_property
+    def _reaches_loss(self) -> set[int]:
+        return ancestors(self._nodes, self._end)
+
+    @cached_property
+    def _users(self) -> dict[int, list[int]]:
+        """The nodes that consumed each parameter."""
+        users: dict[int, list[int]] = {}
+        for node in self._nodes:
             for parameter in node.parameters:
-                self._users.setdefault(parameter, []).append(node.index)
+                users.setdefault(parameter, []).append(node.index)
+        return users
 
     def is_consumed(self, parameter: int) -> bool:
         """True where an op used the parameter (by ``id``)."""

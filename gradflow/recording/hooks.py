@@ -10,7 +10,7 @@ theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,7 @@ from torch.jit import ScriptModule
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
 
-from gradflow.recording.layout import runs_no_children
+from gradflow.recording.layout import ModelLayout
 
 OnOutput = Callable[[str, nn.Module, Any], None]
 """Called with the fully qualified name, the module and what its forward returned."""
@@ -30,21 +30,20 @@ class ModuleHooks:
     TorchScript modules take no hooks and are not seen.
 
     Args:
-        names: Modules and their fully qualified names.
+        layout: The model's.
         on_output: Called after each forward of each module.
     """
 
-    def __init__(self, names: Mapping[nn.Module, str], on_output: OnOutput) -> None:
+    def __init__(self, layout: ModelLayout, on_output: OnOutput) -> None:
         self.running: list[str] = []
         """Fully qualified names of the modules that are running, outermost first."""
         self.scopes: list[int] = []
         """A serial number for each of those calls."""
         self._serial = 0
-        self._names = names
+        self._names = layout.names
+        self._stacked = layout.stacked_modules
         self._on_output = on_output
-        self._own = frozenset(module for module in names if module._forward_hooks)
-        self._stacked = frozenset(module for module in names if not runs_no_children(module))
-        self._simple = {m: name for m, name in names.items() if m not in self._stacked | self._own}
+        self._own = frozenset(module for module in self._names if module._forward_hooks)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> ModuleHooks:
@@ -78,10 +77,7 @@ class ModuleHooks:
         self.running.append(self._names[module])
 
     def _after_any(self, module: nn.Module, args: Any, output: Any) -> None:
-        name = self._simple.get(module)
-        if name is not None:
-            self._on_output(name, module, output)
-        elif module in self._stacked and module not in self._own:
+        if module in self._names and module not in self._own:
             self._after(module, args, output)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -32,6 +32,8 @@ class ModelLayout:
     """Every module once, under its first fully qualified name; compiled wrappers are looked through."""
     row_modules: frozenset[nn.Module]
     """Those that get rows: the root, modules without children, and those that own parameters."""
+    stacked_modules: frozenset[nn.Module]
+    """Those whose forward may run other modules, or code of the user's."""
     parameters: tuple[NamedParameter, ...]
     """Each parameter once, in definition order; tied and shared ones carry their other names."""
     buffers: BufferPool = field(default_factory=BufferPool, compare=False, repr=False)
@@ -49,6 +51,7 @@ def layout_of(module: nn.Module) -> ModelLayout:
         module=module,
         names=names,
         row_modules=frozenset(child for child in names if _has_rows(child, module)),
+        stacked_modules=frozenset(child for child in names if not _runs_no_children(child)),
         parameters=_named_parameters(module),
     )
 
@@ -60,7 +63,7 @@ def clean_name(path: str) -> str:
     return ".".join(part for part in path.split(".") if part != COMPILED_CHILD)
 
 
-def runs_no_children(module: nn.Module) -> bool:
+def _runs_no_children(module: nn.Module) -> bool:
     """True for a leaf of torch.nn itself, whose forward is known to run one op and no user code."""
     return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
 

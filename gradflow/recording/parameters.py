@@ -44,13 +44,16 @@ def _record(
     called: frozenset[str],
     optimized: frozenset[int] | None,
 ) -> ParameterRecord:
-    coverage = _coverage(item, gradient, cuts, called)
     parameter = item.parameter
-    norm, value_nonfinite = (None, None) if value is None else value
-    gradient_norm, gradient_nonfinite = (None, None) if gradient is None else gradient
-    elasticity = ratio = None
-    if norm is not None and gradient_norm is not None:
-        elasticity = norm * gradient_norm
+    norm, value_nonfinite = value or (None, None)
+    gradient_norm, gradient_nonfinite = gradient or (None, None)
+    elasticity = ratio = cut = None
+    if gradient_norm is None:
+        coverage = _coverage(item, cuts, called)
+        cut = cuts.find(id(parameter)) if coverage is Coverage.NO_GRAD else None
+    else:
+        coverage = Coverage.MEASURED
+        elasticity = None if norm is None else norm * gradient_norm
         ratio = gradient_norm / norm if norm else None
     return ParameterRecord(
         name=item.names[0],
@@ -68,15 +71,12 @@ def _record(
         module_type=item.owner_type,
         requires_grad=parameter.requires_grad,
         in_optimizer=None if optimized is None else id(parameter) in optimized,
-        cut=cuts.find(id(parameter)) if coverage is Coverage.NO_GRAD else None,
+        cut=cut,
     )
 
 
-def _coverage(
-    item: NamedParameter, gradient: tuple[float, int] | None, cuts: CutFinder, called: frozenset[str]
-) -> Coverage:
-    if gradient is not None:
-        return Coverage.MEASURED
+def _coverage(item: NamedParameter, cuts: CutFinder, called: frozenset[str]) -> Coverage:
+    """Of a parameter that has no gradient."""
     if not item.parameter.requires_grad:
         return Coverage.FROZEN
     if cuts.is_consumed(id(item.parameter)):

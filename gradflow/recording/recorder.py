@@ -118,13 +118,14 @@ class Recorder:
         self.layout = layout
         self._observer = observer
         self.batch_size = batch_size
+        self._root_samples = math.sqrt(max(batch_size, 1))
         self.rows: list[Row] = []
         self.probes = Probes(StatisticsCollector(batch_size, layout.buffers))
         self._row_modules = layout.row_modules
         self._calls: dict[str, int] = {}
         self._recomputed: list[_Recomputed] = []
         self._collected = True
-        self._hooks = ModuleHooks(layout.names, self._on_output)
+        self._hooks = ModuleHooks(layout, self._on_output)
         parameters = {id(item.parameter): item.parameter for item in layout.parameters}
         self.sites = SiteRecorder(
             dict(parameters),
@@ -169,16 +170,21 @@ class Recorder:
         """How often a module was called."""
         return self._calls.get(name, 0)
 
+    def called(self) -> frozenset[str]:
+        """Fully qualified names of the modules that were called."""
+        return frozenset(self._calls)
+
     def collect(self) -> tuple[TensorStatistics, ...]:
         """Statistics by probe; call it once, after backward."""
         statistics = self.probes.collect()
-        self._adopt_recomputed(statistics)
+        if self._recomputed:
+            self._adopt_recomputed(statistics)
         return statistics
 
     def gradient_norm(self, probe: int | None) -> float | None:
         """g of a probe: the root mean square over samples of the L2 norm; None where none arrived."""
         gradient = None if probe is None else self.probes.gradients.get(probe)
-        return None if gradient is None else gradient[0] / math.sqrt(max(self.batch_size, 1))
+        return None if gradient is None else gradient[0] / self._root_samples
 
     def whole_gradient_norm(self, probe: int | None) -> float | None:
         """L2 norm of a probe's whole gradient; None where none arrived."""

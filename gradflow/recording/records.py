@@ -14,6 +14,7 @@ from gradflow.recording.dataflow import Node
 from gradflow.recording.parameters import parameter_records
 from gradflow.recording.recorder import Recorder, Row
 from gradflow.recording.residual_records import residual_records
+from gradflow.recording.tensor_stats import dtype_name
 from gradflow.recording.trunk import find_trunk
 from gradflow.recording.weight_ops import CONV_OPS
 from gradflow.trace_model import (
@@ -65,8 +66,7 @@ def step_record(
     statistics = recorder.collect()
     nodes = recorder.dataflow.nodes
     cuts = CutFinder(nodes, None if end is None else end.index)
-    called = frozenset(name for name in recorder.layout.names.values() if recorder.calls(name))
-    parameters = parameter_records(recorder.layout.parameters, cuts, called, optimized)
+    parameters = parameter_records(recorder.layout.parameters, cuts, recorder.called(), optimized)
     layers = _layers(recorder, statistics, parameters, cuts)
     return StepRecord(
         layers=layers,
@@ -83,7 +83,7 @@ def _layers(
     parameters: Sequence[ParameterRecord],
     cuts: CutFinder,
 ) -> tuple[LayerRecord, ...]:
-    seen = [_layer(order, row, recorder, statistics) for order, row in enumerate(recorder.rows)]
+    seen = tuple(_layer(order, row, recorder, statistics) for order, row in enumerate(recorder.rows))
     bypassed = {p.module for p in parameters if p.gradient_norm is not None}
     missing = [
         LayerRecord(
@@ -109,7 +109,11 @@ def _coverage_of_unseen(name: str, module: nn.Module, bypassed: set[str], cuts: 
 
 
 def _layer(order: int, row: Row, recorder: Recorder, statistics: Sequence[TensorStatistics]) -> LayerRecord:
-    coverage, note = _coverage(row, recorder)
+    gradient_norm = recorder.gradient_norm(row.probe)
+    if gradient_norm is not None and row.requires_grad:
+        coverage, note = Coverage.MEASURED, ""
+    else:
+        coverage, note = _coverage(row, recorder)
     return LayerRecord(
         order=order,
         name=row.name,
@@ -117,23 +121,24 @@ def _layer(order: int, row: Row, recorder: Recorder, statistics: Sequence[Tensor
         output=row.output,
         type=type(row.module).__name__,
         shape=tuple(row.shape),
-        dtype="" if row.dtype is None else str(row.dtype).removeprefix("torch."),
+        dtype="" if row.dtype is None else dtype_name(row.dtype),
         coverage=coverage,
         activation=None if row.probe is None else statistics[row.probe],
-        gradient_norm=recorder.gradient_norm(row.probe),
+        gradient_norm=gradient_norm,
         gradient_nonfinite=recorder.gradient_nonfinite(row.probe),
         note=note,
     )
 
 
 def _coverage(row: Row, recorder: Recorder) -> tuple[Coverage, str]:
+    """Of a row that asked for no gradient, or got none."""
     if row.probe is None:
         return (
             Coverage.NON_TENSOR,
             "no floating tensor in the output" if row.dtype is not None else "no tensor in the output",
         )
     if recorder.gradient_norm(row.probe) is not None:
-        return Coverage.MEASURED, "" if row.requires_grad else "gradient from a checkpoint's recomputation"
+        return Coverage.MEASURED, "gradient from a checkpoint's recomputation"
     if row.requires_grad:
         return Coverage.NO_GRAD, "the loss does not depend on it"
     own = [parameter for parameter in row.module.parameters() if parameter is not None]

@@ -89,12 +89,15 @@ def norm_and_nonfinite(tensor: Tensor) -> tuple[float, int]:
 
     A float32 norm that overflows although every element is finite is taken again in float64.
     """
-    values = real_values(tensor)
-    if not values.numel():
-        return 0.0, 0
-    norm = l2_norm(values).item()
+    plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
+    if plain and 0 < tensor.numel() <= CHUNK:
+        norm = torch.linalg.vector_norm(tensor).item()
+    else:
+        values = real_values(tensor)
+        norm = l2_norm(values).item() if values.numel() else 0.0
     if math.isfinite(norm):
         return norm, 0
+    values = real_values(tensor)
     return torch.linalg.vector_norm(values.double()).item(), int(count_nonfinite(values).item())
 
 

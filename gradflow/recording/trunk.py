@@ -99,8 +99,8 @@ def _longest_path(nodes: Sequence[Node], end: int) -> list[int]:
             weight = weights not in used
             used.add(weights)
         # Of equally deep origins the latest is taken: the branch, rather than the skip past it.
-        origin = max((i for i in node.inputs if i in score), key=lambda i: (score[i], i), default=None)
-        score[node.index] = weight + (score[origin] if origin is not None else 0)
+        deepest, origin = max(((score[i], i) for i in node.inputs if i in score), default=(0, None))
+        score[node.index] = weight + deepest
         previous[node.index] = origin
     path = []
     step: int | None = end
@@ -112,12 +112,14 @@ def _longest_path(nodes: Sequence[Node], end: int) -> list[int]:
 
 def _reduction_on(path: Sequence[int], nodes: Sequence[Node], end: int) -> int:
     """Where the path meets its first reduction that no way to the loss goes around; its length if none."""
-    bottlenecks = _bottlenecks(nodes, path[0], end)
-    for position in range(1, len(path)):
-        node, before = nodes[path[position]], nodes[path[position - 1]]
-        if node.index in bottlenecks and node.op in REDUCTIONS and _reduces(before.shape, node.shape):
-            return position
-    return len(path)
+    found = [
+        position
+        for position in range(1, len(path))
+        if nodes[path[position]].op in REDUCTIONS
+        and _reduces(nodes[path[position - 1]].shape, nodes[path[position]].shape)
+    ]
+    bottlenecks = _bottlenecks(nodes, path[0], end) if found else set()
+    return next((position for position in found if path[position] in bottlenecks), len(path))
 
 
 def _reduces(before: Sequence[int], after: Sequence[int]) -> bool:
