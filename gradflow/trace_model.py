@@ -322,6 +322,9 @@ class RunInfo:
     torch_version: str
     notes: tuple[str, ...] = ()
     """What a reader must know: "torch.compile: run eager", "one fixed batch: only the seed varies"."""
+    sources: tuple[tuple[str, str], ...] = ()
+    """Fully qualified name and "models/net.py:31", the line that defines the module's class; only classes of the
+    user's own files. Any other module belongs to the nearest one around it that is here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from gradflow.recording.records import StepRecord
 from gradflow.recording.seeding import random_state_kept, seed_everything
 from gradflow.recording.signatures import forward_signature
 from gradflow.recording.snapshot import Snapshot, preserved
+from gradflow.recording.sources import class_sources
 from gradflow.recording.steps import Job, blamed_on, find_origins, run_step
 from gradflow.recording.target import Batch, Target
 from gradflow.trace_model import NonFiniteOrigin, RunInfo, Trace
@@ -239,6 +240,7 @@ def _run_info(
         gradflow_version=__version__,
         torch_version=torch.__version__,
         notes=(*target.notes, *notes),
+        sources=class_sources(job.layout.names),
     )
 
 
