@@ -10,10 +10,8 @@ from torch import Tensor
 
 from gradflow.recording.tensor_stats import batch_dimension, is_transformed, real_values
 
-LONG_ROW = 8_192
-"""Rows at least this long are dotted one by one: a dot reads two rows and writes nothing."""
-DOT_LENGTH = 65_536
-"""And in pieces of this length, each added up in float64."""
+PIECE = 65_536
+"""Products are taken of this many elements at a time: they stay in the cache, in memory that is used again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,7 @@ def operand_products(skip: Tensor, branch: Tensor, batch_size: int) -> OperandPr
     if is_transformed(skip) or is_transformed(branch) or skip.is_meta or not skip.numel():
         return None
     a, b = (_rows(real_values(operand), batch_size) for operand in (skip, branch))
-    return OperandProducts(skip=_dots(a, a), branch=_dots(b, b), both=_dots(a, b))
+    return OperandProducts(skip=_squares(a), branch=_squares(b), both=_dots(a, b))
 
 
 def _ratio(branch: float, skip: float) -> float | None:
@@ -93,14 +91,21 @@ def _rows(values: Tensor, batch_size: int) -> Tensor:
     return values.movedim(axis, 0).reshape(values.shape[axis], -1)
 
 
+def _squares(rows: Tensor) -> Tensor:
+    """Squared norms of rows, float64."""
+    if rows.shape[1] > PIECE:
+        return _dots(rows, rows)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.double().square()
+
+
 def _dots(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of rows, float64."""
-    if a.shape[1] < LONG_ROW or a.device.type != "cpu":
+    if a.device.type != "cpu":
         return (a * b).sum(1).double()
-    totals = [_dot(left, right) for left, right in zip(a.unbind(0), b.unbind(0), strict=True)]
-    return torch.tensor(totals, dtype=torch.float64)
-
-
-def _dot(left: Tensor, right: Tensor) -> float:
-    pieces = zip(torch.split(left, DOT_LENGTH), torch.split(right, DOT_LENGTH), strict=True)
-    return math.fsum(torch.dot(x, y).item() for x, y in pieces)
+    if a.shape[1] > PIECE:
+        columns = zip(torch.split(a, PIECE, 1), torch.split(b, PIECE, 1), strict=True)
+        return torch.stack([_dots(left, right) for left, right in columns]).sum(0)
+    height = PIECE // a.shape[1]
+    pieces = zip(torch.split(a, height), torch.split(b, height), strict=True)
+    return torch.cat([(left * right).sum(1) for left, right in pieces]).double()
