@@ -41,7 +41,7 @@ def named_loss(name: str, seed: int) -> Loss:
 
 
 def probe_loss(seed: int) -> Loss:
-    """Make the probe: a seeded N(0, 1) cotangent on every floating output (theory: the averaged Jacobian).
+    """Make the probe: a seeded N(0, 1) cotangent on every floating output (the averaged Jacobian).
 
     The loss is the sum over output leaves y of sum(y * v) with v ~ N(0, 1), so that dL/dy = v.
     """

@@ -39,7 +39,9 @@ PARAMETER_HINT = (
     "learning rate, clip the gradient norm, or skip steps whose gradient is not finite"
 )
 INPUT_OP = "input"
-INPUT_HINT = "Clean the batch before the model sees it: look for missing values, or a division by a zero deviation"
+INPUT_HINT = (
+    "Clean the batch before the model sees it: look for missing values, or a division by a zero deviation"
+)
 LOSS_HINT = (
     "Look into the loss: a log of 0, a division by an empty count, or targets outside the outputs' range"
 )
