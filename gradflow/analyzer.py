@@ -27,7 +27,7 @@ def analyze(trace: Trace, config: Config) -> Report:
     Raises:
         UsageError: ``config`` selects or ignores a rule that does not exist.
     """
-    return Report(trace=trace, findings=find(trace, config), profile=profile(trace.trunk))
+    return Report(trace=trace, findings=find(trace, config), profile=profile(trace.trunk), config=config)
 
 
 def find(trace: Trace, config: Config) -> tuple[Finding, ...]:

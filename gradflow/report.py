@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.trace_model import Trace
 from gradflow.trunk_profile import TrunkProfile
@@ -25,6 +26,8 @@ class Report:
     findings: tuple[Finding, ...]
     """Worst first, a consequence after its cause."""
     profile: TrunkProfile
+    config: Config = Config()
+    """What it was judged by."""
 
     @property
     def worst(self) -> Severity | None:
