@@ -271,8 +271,25 @@ def test_plain_batch_norm_is_named_and_to_be_measured_again() -> None:
     assert "after 20" in finding.hint
     (trained,) = said("GF102", make_trace(trunk=plain, trained=True))
     assert "after 20" not in trained.hint
-    (skips,) = said("GF102", make_trace(trunk=make_trunk(even(4e2, 32), batch_norm=True, kind="residual")))
+    (skips,) = said("GF102", make_trace(trunk=make_trunk(even(4e4, 32), batch_norm=True, kind="residual")))
     assert "batch normalisation" not in skips.message
+
+
+@pytest.mark.parametrize(
+    ("gain", "trained", "severity"),
+    [
+        (503.0, False, INFO),  # ResNet-101 as torchvision initialises it
+        (1904.0, False, INFO),  # ResNet-152
+        (503.0, True, WARNING),
+        (0.99e4, False, INFO),
+        (1.01e4, False, WARNING),
+        (1.01e5, False, ERROR),
+    ],
+)
+def test_normalised_residual_blocks_grow_at_first(gain: float, trained: bool, severity: Severity) -> None:
+    trunk = make_trunk(even(gain, 32), batch_norm=True, kind="residual")
+    (finding,) = said("GF102", make_trace(trunk=trunk, trained=trained))
+    assert finding.severity is severity
 
 
 def test_one_rise_is_located() -> None:
