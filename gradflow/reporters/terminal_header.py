@@ -52,11 +52,17 @@ def _continued(sentence: str) -> str:
 
 
 def _healthy(report: Report) -> str:
+    if not report.trace.run.trainable:
+        return "nothing to train"
     return "the gradient flows" if math.isfinite(report.profile.gain) else "nothing found"
 
 
 def _kept(report: Report) -> str:
-    gain = report.profile.gain
+    run, gain = report.trace.run, report.profile.gain
+    if not run.parameters:
+        return "the model has no parameters"
+    if not run.trainable:
+        return f"all {count_text(run.parameters, 'parameter')} are frozen"
     if math.isfinite(gain):
         return f"the trunk's first tensor gets {number_text(gain)} × the last one's"
     return "the trunk has fewer than two tensors with a gradient, so there is no gain to judge"
@@ -77,12 +83,17 @@ def header_rows(run: RunInfo) -> Iterator[tuple[str, str]]:
     frozen = f" ({run.trainable:,} trainable)" if run.trainable != run.parameters else ""
     yield "target", run.target
     yield "model", f"{run.model} · {count_text(run.parameters, 'parameter')}{frozen}"
-    yield "inputs", f"{', '.join(run.inputs) or 'none'} · from {run.inputs_from}"
+    yield "inputs", f"{', '.join(run.inputs) or 'none'} · {_origin(run.inputs_from)}"
     yield "loss", f"{run.loss}{_loss_values(run)}"
     yield "optimizer", run.optimizer or "not checked"
     yield "run", " · ".join(_circumstances(run))
     for note in run.notes:
         yield "note", note
+
+
+def _origin(source: str) -> str:
+    """ "inferred" and "given" say it themselves; a place wants its "from"."""
+    return source if source in ("inferred", "given") else f"from {source}"
 
 
 def _loss_values(run: RunInfo) -> str:
@@ -94,7 +105,8 @@ def _loss_values(run: RunInfo) -> str:
 def _circumstances(run: RunInfo) -> list[str]:
     trained = ["trained weights"] if run.trained else []
     steps = [count_text(run.steps, "step")] if run.steps > 1 else []
-    return [f"seed {run.seed}", *steps, run.device, run.dtype, f"{run.mode} mode", *trained]
+    facts = [f"seed {run.seed}", *steps, run.device, run.dtype, f"{run.mode} mode", *trained]
+    return [fact for fact in facts if fact]
 
 
 def header_lines(run: RunInfo, width: int) -> list[Text]:
