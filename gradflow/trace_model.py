@@ -277,7 +277,8 @@ class ActivationRecord:
     inactive: float | None = None
     """Share of units active (output above 0) in less than 1% of the observations; rectifiers only."""
     sunk: float | None = None
-    """Share of units whose pre-activation has its mean more than 4 of its standard deviations below 0."""
+    """Share of units never active whose pre-activation has its mean more than 4 of its standard deviations
+    below 0; rectifiers with 16 to 297 observations only, which are too few to tell 1% from none."""
     dormant: float | None = None
     """Share of units with a Sokar score E|h_i| / mean_j E|h_j| of at most 0.1; not for rectifiers."""
     saturated: float | None = None
@@ -286,6 +287,10 @@ class ActivationRecord:
     """Share of units on one side of saturation in at least 99% of the observations; these two only."""
     is_gate: bool = False
     """Its output multiplies another stream (a gate), or is the model's output."""
+    always_active: float | None = None
+    """Share of units active in more than 99% of the observations; rectifiers only."""
+    index: int = 0
+    """The how-manieth nonlinearity of that call, from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,7 @@ def record(
         trunk=median.trunk,
         residuals=median.residuals,
         origins=origins,
+        activations=median.activations,
     )
 
 

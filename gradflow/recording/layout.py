@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from gradflow.recording.activations import UnitPool
 from gradflow.recording.sample_buffers import BufferPool
 
 COMPILED_CHILD = "_orig_mod"
@@ -38,6 +39,8 @@ class ModelLayout:
     """Each parameter once, in definition order; tied and shared ones carry their other names."""
     buffers: BufferPool = field(default_factory=BufferPool, compare=False, repr=False)
     """Memory that the steps share."""
+    unit_buffers: UnitPool = field(default_factory=UnitPool, compare=False, repr=False)
+    """The same, for the units of nonlinearities."""
 
 
 def layout_of(module: nn.Module) -> ModelLayout:

@@ -8,9 +8,18 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from gradflow.recording.records import StepRecord
-from gradflow.trace_model import Coverage, LayerRecord, ParameterRecord, TensorStatistics, Trunk, TrunkPoint
+from gradflow.trace_model import (
+    ActivationRecord,
+    Coverage,
+    LayerRecord,
+    ParameterRecord,
+    TensorStatistics,
+    Trunk,
+    TrunkPoint,
+)
 
-RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord)
+RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord, ActivationRecord)
+CoveredT = TypeVar("CoveredT", LayerRecord, ParameterRecord)
 
 STATISTICS = tuple(field.name for field in fields(TensorStatistics))
 LAYER_NUMBERS = ("gradient_norm", "gradient_nonfinite")
@@ -22,6 +31,7 @@ PARAMETER_NUMBERS = (
     "gradient_ratio",
     "value_nonfinite",
 )
+ACTIVATION_NUMBERS = ("inactive", "sunk", "always_active", "dormant", "saturated", "stuck")
 WORST = frozenset({"nonfinite", "gradient_nonfinite", "value_nonfinite"})
 """Counts of NaN and Inf are not averaged away: the largest stands."""
 
@@ -36,8 +46,13 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
         parameters=_joined([step.parameters for step in steps], lambda row: row.name, _median_parameter),
         trunk=_median_trunk([step.trunk for step in steps]),
         residuals=steps[0].residuals,
+        activations=_joined([step.activations for step in steps], _activation_key, _median_activation),
         loss=statistics.median(losses) if losses else None,
     )
+
+
+def _activation_key(row: ActivationRecord) -> Hashable:
+    return (row.name, row.call, row.index, row.op)
 
 
 def _layer_key(row: LayerRecord) -> Hashable:
@@ -62,7 +77,7 @@ def _renumbered(rows: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
     return tuple(replace(row, order=order) for order, row in enumerate(ordered))
 
 
-def _most_covered(rows: Sequence[RecordT]) -> RecordT:
+def _most_covered(rows: Sequence[CoveredT]) -> CoveredT:
     """A step that measured the row speaks for it."""
     return min(rows, key=lambda row: row.coverage is not Coverage.MEASURED)
 
@@ -74,6 +89,10 @@ def _median_layer(rows: Sequence[LayerRecord]) -> LayerRecord:
         activation=_median_statistics(activations),
         **_medians(rows, LAYER_NUMBERS),
     )
+
+
+def _median_activation(rows: Sequence[ActivationRecord]) -> ActivationRecord:
+    return replace(rows[0], **_medians(rows, ACTIVATION_NUMBERS))
 
 
 def _median_parameter(rows: Sequence[ParameterRecord]) -> ParameterRecord:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradflow.recording.activation_recorder import ActivationRecorder
+from gradflow.recording.activations import ACTIVATION_OPS
 from gradflow.recording.dataflow import Dataflow, Node, Observer
 from gradflow.recording.hooks import ModuleHooks
 from gradflow.recording.layout import ModelLayout
@@ -134,9 +136,14 @@ class Recorder:
             calls=self.calls,
             probe=self.probes.add,
         )
+        self.activations = ActivationRecorder(
+            layout.unit_buffers, scopes=self._hooks.scopes, calls=self.calls
+        )
         before = dict.fromkeys(ADD_OPS, self.sites.before)
+        before |= dict.fromkeys(ACTIVATION_OPS, self.activations.before)
         self.dataflow = Dataflow(parameters.values(), self._hooks.running, self._on_op, before)
         self.sites.attach(self.dataflow)
+        self.activations.attach(self.dataflow)
 
     def __enter__(self) -> Recorder:
         # A step makes thousands of small lasting objects; a full collection over a heap that holds torch and
@@ -248,6 +255,7 @@ class Recorder:
                 node.probe = self.probes.add(tensor)
                 self.dataflow.remember(node, tensor)
         self.sites.after(node, tensor, args)
+        self.activations.after(node, tensor)
         if self._observer is not None:
             self._observer(node, tensor, args)
 

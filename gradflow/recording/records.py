@@ -18,6 +18,7 @@ from gradflow.recording.tensor_stats import dtype_name
 from gradflow.recording.trunk import find_trunk
 from gradflow.recording.weight_ops import CONV_OPS
 from gradflow.trace_model import (
+    ActivationRecord,
     Coverage,
     LayerRecord,
     ParameterRecord,
@@ -26,6 +27,10 @@ from gradflow.trace_model import (
     Trunk,
     TrunkPoint,
 )
+
+
+ACTIVATION_MODULES = nn.ReLU.__module__
+"""Where the modules live whose forward is one nonlinearity and nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class StepRecord:
     residuals: tuple[ResidualRecord, ...]
     loss: float | None
     """None for a probe."""
+    activations: tuple[ActivationRecord, ...] = ()
 
     @property
     def has_nonfinite(self) -> bool:
@@ -74,6 +80,7 @@ def step_record(
         trunk=_trunk(recorder, statistics, None if end is None else end.index),
         residuals=residual_records(recorder, statistics, parameters),
         loss=loss,
+        activations=_activations(recorder),
     )
 
 
@@ -155,10 +162,21 @@ def _coverage(row: Row, recorder: Recorder) -> tuple[Coverage, str]:
     return Coverage.NO_GRAD, "nothing before it has a parameter"
 
 
+def _activations(recorder: Recorder) -> tuple[ActivationRecord, ...]:
+    modules = recorder.layout.names.items()
+    leaves = frozenset(name for module, name in modules if type(module).__module__ == ACTIVATION_MODULES)
+    return recorder.activations.records(leaves, _rows_by_probe(recorder))
+
+
+def _rows_by_probe(recorder: Recorder) -> dict[int | None, int]:
+    """``order`` of the first row that is a probe's tensor."""
+    return {row.probe: order for order, row in reversed(list(enumerate(recorder.rows)))}
+
+
 def _trunk(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int | None) -> Trunk:
     nodes = recorder.dataflow.nodes
     found = find_trunk(nodes, end, recorder.sites.main())
-    by_probe = {row.probe: order for order, row in reversed(list(enumerate(recorder.rows)))}
+    by_probe = _rows_by_probe(recorder)
     points = tuple(_point(nodes[i], recorder, statistics, by_probe) for i in found.nodes)
     return Trunk(kind=found.kind, points=points, batch_norm=found.batch_norm)
 

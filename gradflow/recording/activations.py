@@ -1,0 +1,307 @@
+"""What the units of a nonlinearity do, measured when it runs, in place or not, module or function.
+
+Which units a rectifier lets through, and which elements of a tanh or a sigmoid are saturated, is decided by
+the pre-activation, so that is what is looked at, before the op may overwrite it; of other nonlinearities the
+output is. Small tensors of one shape are copied into a shared buffer and reduced at once; of a large tensor
+enough observations of every unit are taken to tell an activity of 1% from none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, BUFFER_SLOTS, SAMPLE_ELEMENTS
+from gradflow.recording.tensor_stats import is_transformed, real_values
+
+ENOUGH_OBSERVATIONS = 298
+"""ln 0.05 / ln 0.99: a unit never active in so many is active in less than 1%, at 95% confidence."""
+FEWEST_OBSERVATIONS = 16
+"""A standard deviation of fewer says too little to call a unit sunk by it."""
+LEAST_ACTIVITY = 0.01
+"""A rectifier's unit that is active in a smaller share of its observations is inactive."""
+SUNK = 4.0
+"""How many of its own standard deviations below 0 the mean pre-activation of a sunk unit is."""
+DORMANT = 0.1
+"""A unit whose mean magnitude is at most this share of the layer's is dormant (Sokar et al., 2023)."""
+STUCK = 0.99
+"""A unit on one side of saturation in this share of its observations is stuck."""
+SATURATION = {"tanh": 2.5, "sigmoid": 5.0}
+"""|z| above which the slope is below 2.7% of its largest: 1 - tanh(2.5)^2 = 4 sigmoid'(5) = 0.0266."""
+RECTIFIED_OBSERVATIONS = 768
+"""Of a large tensor about this many observations of each unit are taken, never fewer than 298 by it."""
+OTHER_OBSERVATIONS = 96
+"""The same, where only a mean magnitude is wanted."""
+
+
+class Family(StrEnum):
+    """What can be said about the units of a nonlinearity."""
+
+    RECTIFIER = "rectifier"
+    TANH = "tanh"
+    SIGMOID = "sigmoid"
+    OTHER = "other"
+
+
+_OTHERS = (
+    "gelu silu elu selu celu leaky_relu prelu rrelu softplus mish hardswish hardsigmoid softsign logsigmoid"
+)
+_FAMILIES = {
+    Family.RECTIFIER: ("relu", "relu6", "clamp_min"),
+    Family.TANH: ("tanh",),
+    Family.SIGMOID: ("sigmoid", "expit", "special_expit"),
+    Family.OTHER: tuple(_OTHERS.split()),
+}
+FAMILIES = {op + end: family for family, ops in _FAMILIES.items() for op in ops for end in ("", "_")}
+"""Ops by name; some are rectifiers only with the right arguments: see ``family_of``."""
+CONDITIONAL = frozenset(
+    {"hardtanh", "hardtanh_", "threshold", "threshold_", "clamp", "clamp_", "clip", "clip_"}
+)
+"""Rectifiers where their lower limit is 0."""
+ACTIVATION_OPS = frozenset(FAMILIES) | CONDITIONAL
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any] | None
+
+
+def family_of(op: str, args: Arguments, kwargs: Keywords) -> Family | None:
+    """What an op is with these arguments; None for a clamp that is no rectifier."""
+    named = kwargs or {}
+    if op in CONDITIONAL:
+        name = {"h": "min_val", "t": "threshold", "c": "min"}[op[0]]
+        default = -1.0 if op[0] == "h" else None
+        limit = args[1] if len(args) > 1 else named.get(name, default)
+        replaced = (args[2] if len(args) > 2 else named.get("value")) if op[0] == "t" else 0
+        lifts = isinstance(limit, int | float) and limit == 0 and replaced == 0
+        bounded = Family.OTHER if op.startswith("hardtanh") else None
+        return Family.RECTIFIER if lifts else bounded
+    family = FAMILIES.get(op)
+    if op.startswith("clamp_min"):
+        limit = args[1] if len(args) > 1 else named.get("min")
+        return family if isinstance(limit, int | float) and limit == 0 else None
+    return family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitStatistics:
+    """Shares of one activation's units; see ``ActivationRecord``."""
+
+    units: int
+    observations: int
+    inactive: float | None = None
+    sunk: float | None = None
+    always_active: float | None = None
+    dormant: float | None = None
+    saturated: float | None = None
+    stuck: float | None = None
+
+
+@dataclass(slots=True)
+class _UnitBuffer:
+    """Copies of activations of one shape and family, [slots, outer, units, inner]."""
+
+    family: Family
+    take: Callable[[Tensor], Tensor]
+    """Draws [outer, units, inner] from a tensor, as a view where it can be."""
+    store: Tensor
+    slots: tuple[Tensor, ...]
+    scratch: Tensor
+    members: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class UnitPool:
+    """The buffers of a model, for one step at a time; they stay for the next."""
+
+    buffers: dict[Any, _UnitBuffer] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ActivationCollector:
+    """Takes what nonlinearities are given or return, and gives the statistics of their units in that order."""
+
+    pool: UnitPool
+    _used: dict[int, _UnitBuffer] = field(default_factory=dict)
+    _results: list[UnitStatistics | None] = field(default_factory=list)
+    _waiting: list[tuple[_UnitBuffer, tuple[int, ...], Tensor]] = field(default_factory=list)
+
+    def add(self, tensor: Tensor, family: Family, axis: int) -> int | None:
+        """Measure a pre-activation (of family OTHER an output) as it is now.
+
+        Nothing is kept of the tensor itself.
+
+        Args:
+            tensor: With at least one dimension besides that of the units.
+            family: What it is given to.
+            axis: The dimension of the units, 1 or the last.
+
+        Returns:
+            The position in ``results()``; None for a tensor that cannot be looked at.
+        """
+        if is_transformed(tensor) or tensor.is_meta or not tensor.numel() or tensor.is_complex():
+            return None
+        values = real_values(tensor)
+        key = (values.shape, values.dtype, values.device, family, axis)
+        buffer = self.pool.buffers.get(key)
+        if buffer is None:
+            buffer = self.pool.buffers[key] = _new_buffer(values, family, axis)
+        if id(buffer) not in self._used:
+            # A step that raised has left some behind.
+            buffer.members.clear()
+            self._used[id(buffer)] = buffer
+        slot = len(self._results)
+        self._results.append(None)
+        members = buffer.members
+        buffer.slots[len(members)].copy_(buffer.take(values))
+        members.append(slot)
+        if len(members) == len(buffer.slots):
+            self._reduce(buffer)
+        return slot
+
+    def results(self) -> tuple[UnitStatistics | None, ...]:
+        """Statistics of everything added so far; what waits on another device is transferred, all at once."""
+        for buffer in self._used.values():
+            if buffer.members:
+                self._reduce(buffer)
+        for buffer, members, rows in self._waiting:
+            self._fill(buffer, members, rows.tolist())
+        self._waiting.clear()
+        return tuple(self._results)
+
+    def _reduce(self, buffer: _UnitBuffer) -> None:
+        count = len(buffer.members)
+        rows = _REDUCTIONS[buffer.family](buffer.store[:count], buffer.scratch[:count])
+        members = tuple(buffer.members)
+        if rows.device.type == "cpu":
+            self._fill(buffer, members, rows.tolist())
+        else:
+            self._waiting.append((buffer, members, rows))
+        buffer.members.clear()
+
+    def _fill(self, buffer: _UnitBuffer, members: tuple[int, ...], rows: list[list[float]]) -> None:
+        _, outer, units, inner = buffer.store.shape
+        names = _NAMES[buffer.family]
+        for slot, row in zip(members, rows, strict=True):
+            shares = {name: share for name, share in zip(names, row, strict=False) if share == share}
+            observations = int(row[-1]) if buffer.family is Family.RECTIFIER else outer * inner
+            self._results[slot] = UnitStatistics(units=units, observations=observations, **shares)
+
+
+_NAMES = {
+    Family.RECTIFIER: ("inactive", "always_active", "sunk"),
+    Family.TANH: ("saturated", "stuck", "dormant"),
+    Family.SIGMOID: ("saturated", "stuck"),
+    Family.OTHER: ("dormant",),
+}
+
+
+def _rectifier(x: Tensor, scratch: Tensor) -> Tensor:
+    """Shares of inactive, always active and sunk units (NaN: not asked), and the observations that count.
+
+    An observation whose pre-activations are all exactly 0 is padding (an empty slot of an expert, a masked
+    token) and does not count.
+    """
+    tensors, total = x.shape[0], x.shape[1] * x.shape[3]
+    active = torch.gt(x, 0, out=scratch).sum((1, 3))
+    padding = x[:, :, 0].eq(0)
+    if x.device.type != "cpu" or bool(padding.any()):
+        seen = x.ne(0).any(2).flatten(1).sum(1).clamp_min_(1).to(x.dtype)
+    else:
+        seen = torch.full((tensors,), float(total), dtype=x.dtype, device=x.device)
+    inactive = (active < LEAST_ACTIVITY * seen.unsqueeze(1)).to(x.dtype).mean(1)
+    always = (active > (1 - LEAST_ACTIVITY) * seen.unsqueeze(1)).to(x.dtype).mean(1)
+    sunk = torch.full_like(inactive, math.nan)
+    if FEWEST_OBSERVATIONS <= total < ENOUGH_OBSERVATIONS:
+        mean = x.mean((1, 3))
+        variance = (torch.mul(x, x, out=scratch).mean((1, 3)) - mean * mean).clamp_min_(0)
+        below = (mean < -SUNK * variance.sqrt_()) & (active == 0)
+        sunk = below.to(x.dtype).mean(1)
+    return torch.stack((inactive, always, sunk, seen), 1)
+
+
+def _saturating(x: Tensor, scratch: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Shares of saturated elements and of stuck units."""
+    total = x.shape[1] * x.shape[3]
+    high = torch.gt(x, limit, out=scratch).sum((1, 3))
+    low = torch.lt(x, -limit, out=scratch).sum((1, 3))
+    stuck = torch.maximum(high, low) >= STUCK * total
+    return (high + low).mean(1) / total, stuck.to(x.dtype).mean(1)
+
+
+def _tanh(x: Tensor, scratch: Tensor) -> Tensor:
+    saturated, stuck = _saturating(x, scratch, SATURATION["tanh"])
+    return torch.stack((saturated, stuck, _dormant(torch.tanh(x, out=scratch), scratch)), 1)
+
+
+def _sigmoid(x: Tensor, scratch: Tensor) -> Tensor:
+    return torch.stack(_saturating(x, scratch, SATURATION["sigmoid"]), 1)
+
+
+def _dormant(x: Tensor, scratch: Tensor) -> Tensor:
+    """Share of units with a Sokar score E|h_i| / mean_j E|h_j| of at most 0.1."""
+    size = torch.abs(x, out=scratch).mean((1, 3))
+    return (size <= DORMANT * size.mean(1, keepdim=True)).to(x.dtype).mean(1)
+
+
+def _other(x: Tensor, scratch: Tensor) -> Tensor:
+    return _dormant(x, scratch).unsqueeze(1)
+
+
+_REDUCTIONS: dict[Family, Callable[[Tensor, Tensor], Tensor]] = {
+    Family.RECTIFIER: _rectifier,
+    Family.TANH: _tanh,
+    Family.SIGMOID: _sigmoid,
+    Family.OTHER: _other,
+}
+
+
+def _new_buffer(values: Tensor, family: Family, axis: int) -> _UnitBuffer:
+    wanted = OTHER_OBSERVATIONS if family is Family.OTHER else RECTIFIED_OBSERVATIONS
+    take = (
+        _channels_first(values, wanted) if axis == 1 and values.dim() > 2 else _channels_last(values, wanted)
+    )
+    shape = take(values).shape
+    slots = max(1, min(BUFFER_ELEMENTS // math.prod(shape), BUFFER_SLOTS))
+    dtype = torch.float64 if values.dtype is torch.float64 else torch.float32
+    store = torch.empty((slots, *shape), dtype=dtype, device=values.device)
+    return _UnitBuffer(family, take, store, store.unbind(0), torch.empty_like(store))
+
+
+def _channels_last(values: Tensor, wanted: int) -> Callable[[Tensor], Tensor]:
+    """How to draw [observations, units, 1] of a tensor whose last dimension is the units."""
+    units = values.shape[-1]
+    rows = values.numel() // units
+    step = 1 if values.numel() <= SAMPLE_ELEMENTS else _step(rows, wanted, values.shape[-2])
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor.reshape(rows, units)[::step].unsqueeze(-1)
+
+    return take
+
+
+def _channels_first(values: Tensor, wanted: int) -> Callable[[Tensor], Tensor]:
+    """How to draw [samples, units, positions] of a tensor whose dimension 1 is the units."""
+    samples, positions = values.shape[0], math.prod(values.shape[2:])
+    row_step = step = 1
+    if values.numel() > SAMPLE_ELEMENTS:
+        row_step = math.ceil(samples / max(64, wanted // positions))
+        step = _step(positions, max(1, wanted // math.ceil(samples / row_step)), values.shape[-1])
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor.flatten(2)[::row_step, :, ::step]
+
+    return take
+
+
+def _step(length: int, wanted: int, period: int) -> int:
+    """A step that leaves about ``wanted`` and, where it is long, meets every phase of ``period``."""
+    step = math.ceil(length / wanted)
+    while step > 3 and math.gcd(step, period) != 1:
+        step += 1
+    return step
