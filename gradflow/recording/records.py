@@ -28,7 +28,6 @@ from gradflow.trace_model import (
     TrunkPoint,
 )
 
-
 ACTIVATION_MODULES = nn.ReLU.__module__
 """Where the modules live whose forward is one nonlinearity and nothing else."""
 
