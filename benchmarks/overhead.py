@@ -21,6 +21,7 @@ from rich.table import Table
 from shapes import SHAPES, Shape
 from torch import Tensor, nn
 
+from gradflow.recording.garbage import collection_paused
 from gradflow.recording.layout import ModelLayout, layout_of
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.records import step_record
@@ -45,6 +46,7 @@ def plain_step(model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
+@collection_paused()
 def recorded_step(layout: ModelLayout, inputs: Tensor) -> Tensor:
     """The same step with everything recorded."""
     model = layout.module

@@ -6,7 +6,6 @@ Usage: enter the recorder, run the forward inside ``recorder.forward()``, run ba
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +125,6 @@ class Recorder:
         self._row_modules = layout.row_modules
         self._calls: dict[str, int] = {}
         self._recomputed: list[_Recomputed] = []
-        self._collected = True
         self._hooks = ModuleHooks(layout, self._on_output)
         parameters = {id(item.parameter): item.parameter for item in layout.parameters}
         self.sites = SiteRecorder(
@@ -146,17 +144,11 @@ class Recorder:
         self.activations.attach(self.dataflow)
 
     def __enter__(self) -> Recorder:
-        # A step makes thousands of small lasting objects; a full collection over a heap that holds torch and
-        # the user's libraries would cost more than the step.
-        self._collected = gc.isenabled()
-        gc.disable()
         self._hooks.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
-        if self._collected:
-            gc.enable()
 
     @contextmanager
     def forward(self, inputs: Any) -> Iterator[None]:

@@ -22,6 +22,7 @@ from gradflow.recording import (
 )
 from gradflow.recording.dataflow import Node
 from gradflow.recording.failures import describe_failure
+from gradflow.recording.garbage import collection_paused
 from gradflow.recording.layout import ModelLayout
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.nonfinite import FiniteCheck
@@ -46,6 +47,7 @@ class Job:
     """``id`` of each parameter of the optimizer; None where no optimizer is known."""
 
 
+@collection_paused()
 def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
     """Record one step; the model is put back afterwards."""
     watching = Recorder(job.layout, batch_size=job.batch_size)
@@ -57,6 +59,7 @@ def run_step(job: Job, batch: Batch, seed: int) -> StepRecord:
         job.snapshot.restore()
 
 
+@collection_paused()
 def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ...]:
     """Run a step again, looking at every op, to find who made the first non-finite value."""
     check = FiniteCheck({item.names[0]: item.parameter for item in job.layout.parameters})
