@@ -267,6 +267,37 @@ def loss(outputs, inputs):
     assert target.loss.settled().description == "loss() of model.py"
 
 
+PAIR = """
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+    def forward(self, {arguments}):
+        return {first} + self.fc({second})
+batch = dict(a=torch.ones(5, 6), b=torch.ones(5, 6), label=torch.ones(5, 3))
+def loss(outputs, inputs): return ((outputs - inputs["label"]) ** 2).mean()
+"""
+
+
+@pytest.mark.parametrize("inputs", ["batch", "[batch, batch]"])
+@pytest.mark.parametrize(
+    ("arguments", "first", "second"),
+    [("a, b", "self.fc(a)", "b"), ("batch", "self.fc(batch['a'])", "batch['b']")],
+)
+def test_batches_that_are_dicts(write: Write, inputs: str, arguments: str, first: str, second: str) -> None:
+    path = write(PAIR.format(arguments=arguments, first=first, second=second) + f"example_inputs = {inputs}")
+    assert loss_of(load_target(str(path))).dim() == 0
+
+
+def test_a_dict_as_the_one_argument_from_python() -> None:
+    class Reads(nn.Linear):
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return super().forward(batch["x"])
+
+    given = {"x": torch.randn(5, 6)}
+    assert outputs(target_from_objects(Reads(6, 3), given)).shape == (5, 3)
+
+
 def test_the_files_optimizer(write: Write) -> None:
     path = write(NET + "def make_optimizer(model): return torch.optim.SGD(model.parameters(), lr=0.1)")
     target = load_target(str(path))

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from gradflow.errors import InputError
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.model_choice import required_arguments
+from gradflow.recording.signatures import ForwardSignature
 from gradflow.recording.target_types import Batch
 from gradflow.recording.tracebacks import model_error
 
@@ -54,6 +55,15 @@ def one_batch(value: Any, source: str) -> Batch:
             "arguments, a function that returns one of these, or an iterable of batches"
         )
     return Batch(args=(_as_tensor(value),), kwargs={}, lone=True)
+
+
+def fitted(batch: Batch, signature: ForwardSignature) -> Batch:
+    """Read a dict of which forward takes no key as its one argument: ``forward(self, batch)``."""
+    if batch.args or not batch.kwargs or not signature.positional:
+        return batch
+    if any(signature.accepts(name) for name in batch.kwargs):
+        return batch
+    return Batch(args=(dict(batch.kwargs),), kwargs={}, lone=True)
 
 
 def _called(value: Any, source: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradflow.errors import InputError
-from gradflow.recording.batches import cut, one_batch, placed, read_batches
+from gradflow.recording.batches import cut, fitted, one_batch, placed, read_batches
 from gradflow.recording.input_inference import infer_inputs
 from gradflow.recording.input_specs import parse_inputs
 from gradflow.recording.lightning_bridge import has_forward, labelled, training_step
@@ -70,7 +70,10 @@ def find_inputs(
         return FoundInputs(batches=(batch,), source="inferred", outputs=inferred.outputs)
     device = _device(module)
     explicit = found.source == "--input"
-    batches = tuple(placed(batch, device, None if explicit else dtype) for batch in found.batches)
+    signature = forward_signature(module)
+    batches = tuple(
+        fitted(placed(batch, device, None if explicit else dtype), signature) for batch in found.batches
+    )
     if cut_to is not None:
         batches = tuple(cut(batch, cut_to) for batch in batches)
     return FoundInputs(batches=batches, source=found.source, from_iterable=found.from_iterable)

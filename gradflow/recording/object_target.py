@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from gradflow.errors import TargetError
-from gradflow.recording.batches import read_batches
+from gradflow.recording.batches import fitted, read_batches
 from gradflow.recording.input_inference import infer_inputs
 from gradflow.recording.losses import function_loss, returned_loss
+from gradflow.recording.signatures import forward_signature
 from gradflow.recording.target_types import Batch, Target
 from gradflow.recording.trial import unwrapped
 
@@ -59,7 +60,8 @@ def _batches(module: nn.Module, inputs: Any, seed: int) -> tuple[tuple[Batch, ..
     if inputs is None:
         inferred = infer_inputs(module, seed=seed)
         return (Batch(args=inferred.args, kwargs=inferred.kwargs, lone=len(inferred.args) == 1),), "inferred"
-    return read_batches(inputs, "inputs"), "given"
+    signature = forward_signature(module)
+    return tuple(fitted(batch, signature) for batch in read_batches(inputs, "inputs")), "given"
 
 
 def _name_of(loss: Callable[..., Any]) -> str:

@@ -16,6 +16,7 @@ from gradflow.errors import TargetError, UsageError
 from gradflow.recording.checkpoints import load_checkpoint
 from gradflow.recording.declared_inputs import FoundInputs, find_inputs
 from gradflow.recording.input_specs import parse_float_dtype, parse_inputs
+from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.lightning_bridge import (
     configured_optimizer,
     has_training_step,
@@ -29,7 +30,7 @@ from gradflow.recording.model_choice import BuiltModel, build_model
 from gradflow.recording.module_loading import TargetSpec, import_target, parse_spec, user_code
 from gradflow.recording.object_target import target_from_objects
 from gradflow.recording.seeding import seed_everything
-from gradflow.recording.signatures import forward_signature
+from gradflow.recording.signatures import ForwardSignature, forward_signature
 from gradflow.recording.target_types import Batch, Loss, Target, TargetOptions
 from gradflow.recording.tracebacks import model_error
 
@@ -128,6 +129,8 @@ def _assembled(
     optimizer, notes = _optimizer(file, built.module, parts)
     loss = _explicit_loss(parts, file, built, options)
     batches, forward = found.batches, _forward(built.module, found, has_loss=loss is not None)
+    if found.source == "inferred" and found.outputs is None:
+        forward = _doubting_the_inputs(forward)
     if loss is None and has_training_step(built.module):
         loss, batches, forward, why_not = _stepped(built.module, found, forward)
         notes = (*notes, why_not) if why_not else notes
@@ -164,12 +167,16 @@ def _explicit_loss(
 
 
 def _forward(module: nn.Module, found: FoundInputs, *, has_loss: bool) -> Callable[[nn.Module, Batch], Any]:
-    """Call the model; of a batch (x, y) for a loss, or from a data loader, forward gets what it takes."""
+    """Call the model; of a batch with labels for a loss, or from a data loader, forward gets what it takes."""
     signature = forward_signature(module)
     limit = None if signature.any_positional else len(signature.positional)
     if has_loss or found.from_iterable:
-        return lambda model, batch: model(*batch.args[:limit], **batch.kwargs)
+        return lambda model, batch: model(*batch.args[:limit], **_taken(batch, signature))
     return call_model
+
+
+def _taken(batch: Batch, signature: ForwardSignature) -> dict[str, Any]:
+    return {name: value for name, value in batch.kwargs.items() if signature.accepts(name)}
 
 
 def call_model(module: nn.Module, batch: Batch) -> Any:
@@ -205,6 +212,24 @@ def _optimizer(
         return None, ()
     optimizer, note = configured_optimizer(module)
     return optimizer, (note,) if note else ()
+
+
+def _doubting_the_inputs(forward: Callable[[nn.Module, Batch], Any]) -> Callable[[nn.Module, Batch], Any]:
+    """No inferred inputs ran: what the model raises may well be their fault."""
+
+    def call(module: nn.Module, batch: Batch) -> Any:
+        try:
+            return forward(module, batch)
+        except Exception as error:
+            shapes = ", ".join(
+                "×".join(map(str, t.shape)) for _, t in tensor_leaves((batch.args, batch.kwargs))
+            )
+            error.add_note(
+                f"the inputs were inferred ({shapes}): if they do not fit, give others with --input"
+            )
+            raise
+
+    return call
 
 
 def _talking_to_stderr(function: Callable[..., Any]) -> Callable[..., Any]:
