@@ -179,6 +179,12 @@ class Unpacked(Model):
         return self.fc(x.permute(0, 2, 3, 1).reshape(batch, height * width, channels))
 
 
+class Split(Model):
+    def forward(self, x: Tensor) -> Any:
+        points, views = torch.split(x, [6, 3], dim=-1)
+        return self.fc(torch.cat((self.points(points), views), -1))
+
+
 def down(channels: int, kernel: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv1d(channels, 8, kernel, stride), nn.MaxPool1d(4), nn.Conv1d(8, 8, 3))
 
@@ -186,6 +192,7 @@ def down(channels: int, kernel: int, stride: int) -> nn.Module:
 L, C1, C2, C3, E = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...] | Any]]] = {
     "linear": (lambda: L(6, 3), {"0": (8, 6)}),
+    "split": (lambda: Split(points=L(6, 4), fc=L(7, 2)), {"0": (8, 9)}),
     "lenet 32": (lambda: lenet(400), {"0": (8, 1, 32, 32)}),
     "lenet 28": (lambda: lenet(256, 3), {"0": (8, 3, 28, 28)}),
     "lenet 56": (lambda: lenet(16 * 11 * 11), {"0": (8, 1, 56, 56)}),

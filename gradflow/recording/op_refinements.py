@@ -264,12 +264,21 @@ def _window(step: Step) -> Iterator[Guesses]:
     yield from step.grown()
 
 
+def _split(step: Step) -> Iterator[Guesses]:
+    data, dim = step.argument(0, "tensor"), step.argument(2, "dim")
+    sizes = step.argument(1, "split_size_or_sections") or step.argument(1, "split_size")
+    whole = isinstance(sizes, (list, tuple)) and all(isinstance(size, int) for size in sizes)
+    if isinstance(data, Tensor) and whole:
+        yield from step.with_size(data, dim if isinstance(dim, int) else 0, sum(sizes))
+
+
 def _table(*groups: tuple[str, Refinement]) -> Mapping[str, Refinement]:
     return {name: refinement for names, refinement in groups for name in names.split()}
 
 
 _BY_OP = _table(
     ("linear", _linear),
+    ("split split_with_sizes", _split),
     ("matmul mm bmm addmm rmatmul einsum", _matmul),
     ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", _convolution),
     ("embedding embedding_bag", _embedding),

@@ -93,4 +93,5 @@ def model_error(error: BaseException, doing: str) -> ModelError:
             f"{doing} ran out of memory{at}: try a smaller model, a smaller --batch-size, or --device cpu",
             trace_text=user_traceback(error),
         )
-    return ModelError(f"{doing} raised{at}: {one_line(error)}", trace_text=user_traceback(error))
+    doubts = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return ModelError(f"{doing} raised{at}: {one_line(error)}{doubts}", trace_text=user_traceback(error))
