@@ -27,7 +27,7 @@ from gradflow.standard_streams import end_report, open_closed
 Options = ParamSpec("Options")
 
 USAGE = 2
-INTERRUPTED = 130
+INTERRUPTED = 2
 BUG = 4
 
 _UsageProblem = cast(type[Exception], typer.BadParameter.__base__)

@@ -72,7 +72,7 @@ def raising(error: BaseException) -> typer.Typer:
             "Traceback\n  model.py:3\ngradflow: forward raised\n",
         ),
         (GradflowError("odd"), 4, "gradflow: odd\n"),
-        (KeyboardInterrupt(), 130, "interrupted; nothing was written\n"),
+        (KeyboardInterrupt(), 2, "interrupted; nothing was written\n"),
     ],
 )
 def test_an_error_is_one_sentence_and_its_code(error: BaseException, code: int, said: str) -> None:
@@ -311,7 +311,7 @@ def test_control_c_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
         assert process.stderr.readline() == "here\n"
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout, stderr) == (130, "", "interrupted; nothing was written\n")
+    assert (process.returncode, stdout, stderr) == (2, "", "interrupted; nothing was written\n")
     assert {path.name for path in tmp_path.iterdir()} <= {"slow.py", "__pycache__"}
 
 
