@@ -1,0 +1,187 @@
+"""Plain-torch architectures without one additive residual site, and some whose sites are only labelled."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.residual_zoo import BATCH, Built, conv_norm
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, inside: int, growth: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(inside), nn.ReLU(inplace=True), nn.Conv2d(inside, growth, 3, 1, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, self.body(x)), dim=1)
+
+
+def densenet() -> Built:
+    layers = [DenseLayer(8 + 4 * k, 4) for k in range(4)]
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *layers, nn.Conv2d(24, 4, 1)), torch.randn(
+        BATCH, 3, 16, 16
+    )
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = conv_norm(3, 8), conv_norm(8, 16)
+        self.bottom = conv_norm(16, 16)
+        self.lift2 = nn.ConvTranspose2d(16, 16, 2, 2)
+        self.up2 = conv_norm(32, 8)
+        self.lift1 = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.up1, self.head = conv_norm(16, 8), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.down1(x))
+        second = F.relu(self.down2(F.max_pool2d(first, 2)))
+        x = F.relu(self.bottom(F.max_pool2d(second, 2)))
+        x = F.relu(self.up2(torch.cat((second, self.lift2(x)), dim=1)))
+        x = F.relu(self.up1(torch.cat((first, self.lift1(x)), dim=1)))
+        return self.head(x)
+
+
+def unet() -> Built:
+    return UNet(), torch.randn(BATCH, 3, 16, 16)
+
+
+def vgg() -> Built:
+    layers: list[nn.Module] = []
+    inside = 3
+    for width in (8, 8, 16, 16):
+        layers += [nn.Conv2d(inside, width, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        inside = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10)), torch.randn(BATCH, 3, 16, 16)
+
+
+class Recurrent(nn.Module):
+    """A recurrent module of torch and a head on its last step."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core, self.head = core, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core(x)[0][:, -1])
+
+
+def lstm() -> Built:
+    return Recurrent(nn.LSTM(8, 8, 2, batch_first=True)), torch.randn(BATCH, 6, 8)
+
+
+class GRULoop(nn.Module):
+    """A GRU in plain ops: h = (1 - z) n + z h. The skip is z h, and z is made from the data: a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.onward, self.head = nn.Linear(8, 24), nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 8)
+        for step in range(x.shape[1]):
+            reset_in, keep_in, new_in = self.inward(x[:, step]).chunk(3, dim=1)
+            reset_on, keep_on, new_on = self.onward(h).chunk(3, dim=1)
+            keep = torch.sigmoid(keep_in + keep_on)
+            new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_on) * new_on)
+            h = (1 - keep) * new + keep * h
+        return self.head(h)
+
+
+def gru_loop() -> Built:
+    return GRULoop(), torch.randn(BATCH, 6, 8)
+
+
+class CellLoop(nn.Module):
+    """One of torch's cells, called once a step."""
+
+    def __init__(self, cell: nn.GRUCell | nn.LSTMCell) -> None:
+        super().__init__()
+        self.cell, self.head = cell, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+def gru_cell_loop() -> Built:
+    return CellLoop(nn.GRUCell(8, 8)), torch.randn(BATCH, 6, 8)
+
+
+def lstm_cell_loop() -> Built:
+    return CellLoop(nn.LSTMCell(8, 8)), torch.randn(BATCH, 6, 8)
+
+
+class RNNLoop(nn.Module):
+    """h = tanh(W x + U h): two linear maps that meet, of another step's state and of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.onward, self.head = nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 8)
+        for step in range(x.shape[1]):
+            h = torch.tanh(self.inward(x[:, step]) + self.onward(h))
+        return self.head(h)
+
+
+def rnn_loop() -> Built:
+    return RNNLoop(), torch.randn(BATCH, 6, 8)
+
+
+class Highway(nn.Module):
+    """t H(x) + (1 - t) x: the factor on the skip is made from the data."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.transform, self.gate = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = torch.sigmoid(self.gate(x))
+        return share * torch.relu(self.transform(x)) + (1 - share) * x
+
+
+def highway() -> Built:
+    return nn.Sequential(*(Highway(8) for _ in range(3))), torch.randn(BATCH, 8)
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear map and a product of two thin ones beside it."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(width, width)
+        self.base.requires_grad_(False)
+        self.lora_a, self.lora_b = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.lora_b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 2.0 * self.lora_b(self.lora_a(x))
+
+
+def lora() -> Built:
+    return nn.Sequential(LoRALinear(8, 2), nn.ReLU(), LoRALinear(8, 2)), torch.randn(BATCH, 8)
+
+
+class RepVGGBlock(nn.Module):
+    """Three parallel linear maps that a deployment folds into one convolution: nothing bends in any of them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense, self.pointwise = conv_norm(width, width), conv_norm(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.dense(x) + self.pointwise(x))
+
+
+def repvgg() -> Built:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), RepVGGBlock(8), RepVGGBlock(8)), torch.randn(
+        BATCH, 3, 8, 8
+    )
