@@ -244,3 +244,57 @@ def test_gradients_along_the_trunk_are_those_of_autograd() -> None:
     gradients = torch.autograd.grad((net.head(y) * weights).sum(), kept)
     expected = [(g.norm() / 6**0.5).item() for g in gradients]
     assert [point.gradient_norm for point in report.trace.trunk.points] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_norm_behind_a_weight_layer_stands_for_it() -> None:
+    """The scale of a weight that a normalisation undoes must not move the gain."""
+
+    def gain(factor: float) -> float:
+        torch.manual_seed(0)
+        layers = [m for _ in range(6) for m in (nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU())]
+        net = nn.Sequential(*layers, nn.Linear(16, 4))
+        with torch.no_grad():
+            layers[0].weight.mul_(factor)
+            layers[0].bias.zero_()
+        return gradflow.inspect(net, torch.randn(64, 16)).profile.gain
+
+    assert gain(100.0) == pytest.approx(gain(1.0), rel=1e-2)
+
+
+class LowRank(nn.Module):
+    """A frozen layer and its update, zero at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(16, 16), nn.Linear(16, 2, False), nn.Linear(2, 16, False)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_low_rank_updates_are_no_layers_of_their_own() -> None:
+    net = nn.Sequential(*[m for _ in range(4) for m in (LowRank(), nn.GELU())], nn.Linear(16, 4))
+    report = gradflow.inspect(net, torch.randn(32, 16))
+    assert [row.kind for row in report.trace.residuals] == ["low_rank"] * 4
+    assert [point.name for point in report.trace.trunk.points] == ["0", "2", "4", "6"]
+    assert not any(finding.severity == "error" for finding in report.findings)
+
+
+def test_a_cell_over_time_stands_where_it_is_used_last() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.GRUCell(8, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.zeros(x.shape[0], 8)
+            for t in range(x.shape[1]):
+                h = self.cell(x[:, t], h)
+            return self.head(torch.tanh(self.out(h)))
+
+    report = gradflow.inspect(Loop(), torch.randn(16, 100, 8))
+    assert report.profile.gain > 0.02
+    assert not report.findings

@@ -96,8 +96,8 @@ class Probes:
             self._on_device.clear()
         return self.statistics.results()
 
-    def _on_gradient(self, probe: int, gradient: Tensor) -> None:
-        if not self.armed:
+    def _on_gradient(self, probe: int, gradient: Tensor | None) -> None:
+        if not self.armed or gradient is None:  # a custom backward may return None
             return
         if gradient.device.type == "cpu":
             self.gradients[probe] = norm_and_nonfinite(gradient)
@@ -135,7 +135,11 @@ class Recorder:
             probe=self.probes.add,
         )
         self.activations = ActivationRecorder(
-            layout.unit_buffers, scopes=self._hooks.scopes, calls=self.calls
+            layout.unit_buffers,
+            self.probes.statistics,
+            scopes=self._hooks.scopes,
+            calls=self.calls,
+            probe=self.probes.add,
         )
         before = dict.fromkeys(ADD_OPS, self.sites.before)
         before |= dict.fromkeys(ACTIVATION_OPS, self.activations.before)

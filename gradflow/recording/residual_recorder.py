@@ -89,8 +89,8 @@ class SiteRecorder:
         self.graph = Graph(nodes=dataflow.nodes, factors=self._factors, parameters=self._parameters)
 
     def main(self) -> list[Site]:
-        """The adds that carry a stream on, in execution order: what the trunk can run through."""
-        kinds = ("identity", "projection", "scaled")
+        """The adds that the trunk can run through, in execution order: of a stream, or of a layer's update."""
+        kinds = ("identity", "projection", "scaled", "low_rank")
         found = [self.sites[node] for node in sorted(self.sites)]
         return [site for site in found if site.found.kind in kinds and not site.broadcast]
 
@@ -185,6 +185,8 @@ class SiteRecorder:
         skip, branch = (left, right) if found.skip == left.index else (right, left)
         if len(skip.shape) > len(branch.shape) or not _expands(skip.shape, branch.shape):
             return None
+        if not _is_closed(found, self.graph.nodes):
+            return None  # a statistic put back (mean + std * y), not a stream
         site = self._site(found, None, in_place)
         site.broadcast = True
         return site
@@ -266,6 +268,12 @@ def _through_values(index: int, nodes: Sequence[Node]) -> int:
         if nodes[index].op not in VALUE_OPS or len(data) != 1:
             return index
         index = data[0]
+
+
+def _is_closed(found: Branch, nodes: Sequence[Node]) -> bool:
+    """Everything in the branch comes from the source alone."""
+    inside = {found.source, *found.inside}
+    return all(j in inside for i in found.inside for j in data_inputs(nodes[i], nodes))
 
 
 def _expands(skip: Sequence[int], branch: Sequence[int]) -> bool:

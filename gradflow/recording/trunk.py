@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from gradflow.recording.dataflow import Node, ancestors
 from gradflow.recording.residual_recorder import Site
-from gradflow.recording.weight_ops import is_weight_op, weights_of
+from gradflow.recording.weight_ops import NORM_OPS, is_weight_op, weights_of
 
 _REDUCTIONS = """
 mean sum amax max logsumexp median adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
@@ -24,6 +24,7 @@ adaptive_max_pool1d adaptive_max_pool2d _adaptive_max_pool2d avg_pool1d avg_pool
 max_pool2d __getitem__ select index_select gather narrow
 """
 REDUCTIONS = frozenset(_REDUCTIONS.split())
+LOW_RANK = "low_rank"
 REDUCES_TO = 0.25
 """A reduction keeps at most this share of the elements of what it reduces."""
 
@@ -45,8 +46,9 @@ def find_trunk(nodes: Sequence[Node], end: int | None, sites: Sequence[Site]) ->
     path = _longest_path(nodes, end)
     path = path[: _reduction_on(path, nodes, end)]
     sites = [site for site in sites if path and site.node <= path[-1]]
-    adds = _longest_stream(sites, nodes)
-    outside = _outside_branches(_weight_nodes(path, nodes), sites)
+    streams = [site for site in sites if site.found.kind != LOW_RANK]
+    adds = _longest_stream(streams, nodes)
+    outside = _outside_branches(_layer_nodes(path, nodes, sites), sites, streams)
     residual = len(adds) >= 2 and len(outside) <= len(adds) + 1
     chosen = adds if residual else _mixed(path, nodes, [i for i in adds if i in set(path)], outside)
     kind = "residual" if residual else "weights"
@@ -57,17 +59,36 @@ def find_trunk(nodes: Sequence[Node], end: int | None, sites: Sequence[Site]) ->
     )
 
 
-def _weight_nodes(path: Sequence[int], nodes: Sequence[Node]) -> list[int]:
-    """Weight layers on the path, each parameter's first use only."""
+def _layer_nodes(path: Sequence[int], nodes: Sequence[Node], sites: Sequence[Site]) -> list[int]:
+    """Weight layers on the path, by the tensor that stands for each; of a layer used again the last use.
+
+    A low-rank update and the layer it updates are one layer, and their sum is its output.
+    """
+    sums = {site.node for site in sites if site.found.kind == LOW_RANK}
     seen: set[frozenset[int]] = set()
     found = []
-    for index in path:
-        if is_weight_op(nodes[index], nodes):
+    for index in reversed(path):
+        if index in sums:
+            found.append(index)
+        elif is_weight_op(nodes[index], nodes):
             weights = weights_of(nodes[index], nodes)
             if weights not in seen:
-                found.append(index)
+                found.append(_output_of(index, path, nodes))
             seen.add(weights)
-    return found
+    return found[::-1]
+
+
+def _output_of(index: int, path: Sequence[int], nodes: Sequence[Node]) -> int:
+    """What a weight layer gives: a normalisation that nothing else reads along with it is part of the layer.
+
+    The gradient at the input of a normalisation scales with the inverse of the weight, and says nothing about
+    the flow: the weight's scale cancels at the norm's output.
+    """
+    following = next((i for i in path if i > index), None)
+    if following is None or nodes[following].op not in NORM_OPS or nodes[following].probe is None:
+        return index
+    readers = sum(index in node.inputs for node in nodes[index + 1 :])
+    return following if readers == 1 else index
 
 
 def _mixed(
@@ -188,11 +209,17 @@ def _nearest_add(index: int, adds: Collection[int], nodes: Sequence[Node]) -> in
     return None
 
 
-def _outside_branches(weights: Sequence[int], sites: Sequence[Site]) -> list[int]:
-    return [i for i in weights if not any(site.found.source < i < site.node for site in sites)]
+def _outside_branches(layers: Sequence[int], sites: Sequence[Site], streams: Sequence[Site]) -> list[int]:
+    """Layers that no site's branch holds; a low-rank sum counts where no stream's branch holds it."""
+    sums = {site.node for site in sites if site.found.kind == LOW_RANK}
+    return [
+        i
+        for i in layers
+        if not any(site.found.source < i < site.node for site in (streams if i in sums else sites))
+    ]
 
 
 def _crosses_batch_norm(path: Sequence[int], nodes: Sequence[Node], chosen: Sequence[int]) -> bool:
     if not chosen:
         return False
-    return any(nodes[i].op == "batch_norm" for i in path if chosen[0] < i < chosen[-1])
+    return any(nodes[i].op == "batch_norm" for i in path if chosen[0] <= i <= chosen[-1])
