@@ -11,12 +11,15 @@ from torch import Tensor
 from gradflow.recording.activations import (
     ActivationCollector,
     Family,
+    UnitPlace,
     UnitPool,
     UnitStatistics,
     family_of,
+    from_rows,
 )
 from gradflow.recording.dataflow import Dataflow, Node
 from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS
+from gradflow.recording.tensor_stats import StatisticsCollector
 from gradflow.recording.weight_ops import CONV_OPS, LINEAR_OPS
 from gradflow.trace_model import ActivationRecord
 
@@ -40,14 +43,18 @@ class _Pending:
     family: Family
     axis: int
     slot: int | None
+    probe: int | None = None
 
 
 @dataclass(slots=True)
 class _Seen:
     node: Node
-    slot: int
+    slot: int | None
+    """In the collector; None where the probes of output and pre-activation say enough."""
     call: int
     """Of the module whose forward ran the op."""
+    probe: int | None
+    """Of the pre-activation."""
 
 
 class ActivationRecorder:
@@ -55,12 +62,24 @@ class ActivationRecorder:
 
     Args:
         pool: Memory that the steps of a model share.
+        statistics: Of the step, which already know enough of most small tensors.
         scopes: Serial numbers of the calls that are running; empty outside the model.
         calls: How often a module has been called so far.
+        probe: Has a tensor measured, and its gradient; returns where.
     """
 
-    def __init__(self, pool: UnitPool, *, scopes: Sequence[int], calls: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        pool: UnitPool,
+        statistics: StatisticsCollector,
+        *,
+        scopes: Sequence[int],
+        calls: Callable[[str], int],
+        probe: Callable[[Tensor], int],
+    ) -> None:
         self._collector = ActivationCollector(pool)
+        self._statistics = statistics
+        self._probe = probe
         self._scopes = scopes
         self._calls = calls
         self._pending: _Pending | None = None
@@ -82,6 +101,9 @@ class ActivationRecorder:
         family = family_of(op, args, kwargs)
         if family is None:
             return
+        if family is Family.RECTIFIER and node.probe is not None and self._statistics.counts_units(value):
+            self._pending = _Pending(op, family, 1, None, node.probe)
+            return
         axis = _unit_axis(node, self._dataflow.nodes)
         slot = None
         if family is not Family.OTHER:
@@ -99,10 +121,14 @@ class ActivationRecorder:
         if pending.op != node.op:
             return
         slot = pending.slot
-        if slot is None:
+        if pending.probe is not None:
+            if node.probe is None:
+                node.probe = self._probe(tensor)
+        elif slot is None:
             slot = self._collector.add(tensor, pending.family, pending.axis)
-        if slot is not None:
-            self._seen.append(_Seen(node, slot, self._calls(node.module)))
+            if slot is None:
+                return
+        self._seen.append(_Seen(node, slot, self._calls(node.module), pending.probe))
 
     def records(
         self, leaves: frozenset[str], layers: Mapping[int | None, int]
@@ -113,13 +139,12 @@ class ActivationRecorder:
             leaves: Fully qualified names of the modules whose forward is one nonlinearity.
             layers: ``order`` of the layer row, by probe.
         """
-        statistics = self._collector.results()
+        statistics = self._collected()
         gates = _gates([seen.node.index for seen in self._seen], self._dataflow.nodes)
         indices: dict[tuple[str, int], int] = {}
         leaf_calls: dict[str, int] = {}
         found: list[ActivationRecord] = []
-        for seen in self._seen:
-            numbers = statistics[seen.slot]
+        for seen, numbers in zip(self._seen, statistics, strict=True):
             if numbers is None:
                 continue
             name, call = _place(seen, leaves, leaf_calls)
@@ -129,6 +154,26 @@ class ActivationRecorder:
             gate = seen.node.index in gates
             found.append(_record(seen.node, numbers, len(found), name, call, index, layer, gate))
         return tuple(found)
+
+    def _collected(self) -> list[UnitStatistics | None]:
+        """Statistics of everything seen, in its order; the step's own statistics are complete by now."""
+        own = self._collector.results()
+        found = [None if seen.slot is None else own[seen.slot] for seen in self._seen]
+        groups: dict[Any, list[tuple[int, UnitPlace, UnitPlace]]] = {}
+        for position, seen in enumerate(self._seen):
+            if seen.probe is None or seen.node.probe is None:
+                continue
+            output = self._statistics.unit_rows(seen.node.probe)
+            given = self._statistics.unit_rows(seen.probe)
+            if output is not None and given is not None:
+                key = (output[0].active.shape[1], output[0].active.device)
+                groups.setdefault(key, []).append((position, output, given))
+        for members in groups.values():
+            outputs, inputs = [member[1] for member in members], [member[2] for member in members]
+            rows = from_rows(outputs, inputs, self._statistics.batch_size)
+            for (position, _, _), numbers in zip(members, rows, strict=True):
+                found[position] = numbers
+        return found
 
 
 def _record(

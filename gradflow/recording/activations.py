@@ -9,7 +9,7 @@ enough observations of every unit are taken to tell an activity of 1% from none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, BUFFER_SLOTS, SAMPLE_ELEMENTS
-from gradflow.recording.tensor_stats import is_transformed, real_values
+from gradflow.recording.tensor_stats import SUNK, UnitRows, is_transformed, real_values
 
 ENOUGH_OBSERVATIONS = 298
 """ln 0.05 / ln 0.99: a unit never active in so many is active in less than 1%, at 95% confidence."""
@@ -26,8 +26,6 @@ FEWEST_OBSERVATIONS = 16
 """A standard deviation of fewer says too little to call a unit sunk by it."""
 LEAST_ACTIVITY = 0.01
 """A rectifier's unit that is active in a smaller share of its observations is inactive."""
-SUNK = 4.0
-"""How many of its own standard deviations below 0 the mean pre-activation of a sunk unit is."""
 DORMANT = 0.1
 """A unit whose mean magnitude is at most this share of the layer's is dormant (Sokar et al., 2023)."""
 STUCK = 0.99
@@ -107,8 +105,8 @@ class _UnitBuffer:
     """Copies of activations of one shape and family, [slots, outer, units, inner]."""
 
     family: Family
-    take: Callable[[Tensor], Tensor]
-    """Draws [outer, units, inner] from a tensor, as a view where it can be."""
+    take: Callable[[Tensor], Tensor] | None
+    """Draws [outer, units, inner] of a large tensor; None copies it whole."""
     store: Tensor
     slots: tuple[Tensor, ...]
     scratch: Tensor
@@ -158,7 +156,7 @@ class ActivationCollector:
         slot = len(self._results)
         self._results.append(None)
         members = buffer.members
-        buffer.slots[len(members)].copy_(buffer.take(values))
+        buffer.slots[len(members)].copy_(values if buffer.take is None else buffer.take(values))
         members.append(slot)
         if len(members) == len(buffer.slots):
             self._reduce(buffer)
@@ -188,9 +186,10 @@ class ActivationCollector:
         _, outer, units, inner = buffer.store.shape
         names = _NAMES[buffer.family]
         for slot, row in zip(members, rows, strict=True):
-            shares = {name: share for name, share in zip(names, row, strict=False) if share == share}
             observations = int(row[-1]) if buffer.family is Family.RECTIFIER else outer * inner
-            self._results[slot] = UnitStatistics(units=units, observations=observations, **shares)
+            self._results[slot] = UnitStatistics(
+                units=units, observations=observations, **_measured(names, row)
+            )
 
 
 _NAMES = {
@@ -253,6 +252,49 @@ def _other(x: Tensor, scratch: Tensor) -> Tensor:
     return _dormant(x, scratch).unsqueeze(1)
 
 
+UnitPlace = tuple[UnitRows, int]
+"""One tensor's row among what is known of units."""
+
+
+def from_rows(outputs: Sequence[UnitPlace], inputs: Sequence[UnitPlace], rows: int) -> list[UnitStatistics]:
+    """Statistics of small rectifiers from what was measured of their outputs and pre-activations anyway.
+
+    Args:
+        outputs: All of one width, on one device.
+        inputs: The same of their pre-activations; empty where ``rows`` are enough without.
+        rows: How many samples each has.
+    """
+    active = _gathered([(units.active, row) for units, row in outputs])
+    inactive = (active < LEAST_ACTIVITY * rows).float().mean(1)
+    always = (active > (1 - LEAST_ACTIVITY) * rows).float().mean(1)
+    sunk = torch.full_like(inactive, math.nan)
+    if inputs and FEWEST_OBSERVATIONS <= rows < ENOUGH_OBSERVATIONS:
+        below = _gathered([(units.sunk, row) for units, row in inputs])
+        sunk = (below & (active == 0)).float().mean(1)
+    names = _NAMES[Family.RECTIFIER]
+    return [
+        UnitStatistics(units=active.shape[1], observations=rows, **_measured(names, row))
+        for row in torch.stack((inactive, always, sunk), 1).tolist()
+    ]
+
+
+def _gathered(places: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """Rows of several tensors as one tensor."""
+    chunks = {id(chunk): chunk for chunk, _ in places}
+    starts, start = {}, 0
+    for identity, chunk in chunks.items():
+        starts[identity] = start
+        start += len(chunk)
+    index = torch.tensor([starts[id(chunk)] + row for chunk, row in places])
+    whole = torch.cat(tuple(chunks.values()))
+    return whole[index.to(whole.device)]
+
+
+def _measured(names: Sequence[str], row: Sequence[float]) -> dict[str, float]:
+    """Shares by name; NaN stands for one that was not asked for."""
+    return {name: share for name, share in zip(names, row, strict=False) if share == share}
+
+
 _REDUCTIONS: dict[Family, Callable[[Tensor, Tensor], Tensor]] = {
     Family.RECTIFIER: _rectifier,
     Family.TANH: _tanh,
@@ -263,14 +305,15 @@ _REDUCTIONS: dict[Family, Callable[[Tensor, Tensor], Tensor]] = {
 
 def _new_buffer(values: Tensor, family: Family, axis: int) -> _UnitBuffer:
     wanted = OTHER_OBSERVATIONS if family is Family.OTHER else RECTIFIED_OBSERVATIONS
-    take = (
-        _channels_first(values, wanted) if axis == 1 and values.dim() > 2 else _channels_last(values, wanted)
-    )
+    draw = _channels_first if axis == 1 and values.dim() > 2 else _channels_last
+    take = draw(values, wanted)
     shape = take(values).shape
-    slots = max(1, min(BUFFER_ELEMENTS // math.prod(shape), BUFFER_SLOTS))
+    count = max(1, min(BUFFER_ELEMENTS // math.prod(shape), BUFFER_SLOTS))
     dtype = torch.float64 if values.dtype is torch.float64 else torch.float32
-    store = torch.empty((slots, *shape), dtype=dtype, device=values.device)
-    return _UnitBuffer(family, take, store, store.unbind(0), torch.empty_like(store))
+    store = torch.empty((count, *shape), dtype=dtype, device=values.device)
+    whole = math.prod(shape) == values.numel()
+    slots = store.view(count, *values.shape) if whole else store
+    return _UnitBuffer(family, None if whole else take, store, slots.unbind(0), torch.empty_like(store))
 
 
 def _channels_last(values: Tensor, wanted: int) -> Callable[[Tensor], Tensor]:

@@ -17,11 +17,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from gradflow.recording.sample_buffers import Buffer, BufferPool, Key
+from gradflow.recording.sample_buffers import SAMPLE_ELEMENTS, Buffer, BufferPool, Key
 from gradflow.trace_model import TensorStatistics
 
 CHUNK = 65_536
 """Norms are taken over chunks of this length: one float32 accumulator over 1e7 elements is off by 2e-4."""
+SUNK = 4.0
+"""How many of its own standard deviations below 0 the mean pre-activation of a sunk unit is."""
 WELL_CONDITIONED = 1e-3
 """The variance is taken from exact moments only above this share of the mean square."""
 
@@ -115,6 +117,16 @@ def batch_dimension(shape: Sequence[int], batch_size: int) -> int | None:
     return 0 if shape[0] and shape[0] % batch_size == 0 else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitRows:
+    """What the reduction of several tensors knows of each unit, [tensors, units], on their device."""
+
+    active: Tensor
+    """How many samples are not 0."""
+    sunk: Tensor
+    """True where the mean is more than SUNK standard deviations below 0."""
+
+
 @dataclass(slots=True)
 class StatisticsCollector:
     """Takes tensors as they are produced and gives their statistics, in the same order, when all are in.
@@ -133,6 +145,17 @@ class StatisticsCollector:
     """Number of elements and exact moments of each large tensor."""
     _on_device: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     """The same, still on a device that looking at would stop."""
+    _units: dict[int, tuple[UnitRows, int]] = field(default_factory=dict)
+    """Where what is known of each unit of a small (samples, units) tensor stands."""
+
+    def counts_units(self, tensor: Tensor) -> bool:
+        """Tell whether what ``add`` keeps of a tensor shaped like this one will do for ``unit_rows``."""
+        rows = tensor.shape[0] if tensor.dim() == 2 else 0
+        return 1 < rows == self.batch_size and tensor.numel() <= SAMPLE_ELEMENTS and not tensor.is_sparse
+
+    def unit_rows(self, probe: int) -> tuple[UnitRows, int] | None:
+        """What is known of each unit of a tensor, and its row there; ask after ``results()``."""
+        return self._units.get(probe)
 
     def add(self, tensor: Tensor) -> int:
         """Measure a tensor as it is now; returns its position in ``results()``.
@@ -190,7 +213,9 @@ class StatisticsCollector:
         """Reduce what a buffer holds, and empty it; on the CPU looking at the result costs nothing."""
         members = tuple(buffer.members)
         matrix = buffer.as_matrix()
-        rows = _reduce(matrix, self.pool.scratch_like(matrix))
+        rows, units = _reduce(matrix, self.pool.scratch_like(matrix))
+        if buffer.take is None and buffer.axis == 0 and len(buffer.slots[0].shape) == 2:
+            self._units.update({slot: (units, row) for row, slot in enumerate(members)})
         if matrix.device.type != "cpu":
             self._reduced.append((buffer, members, torch.cat((rows.double(), _nonfinite_column(matrix)), 1)))
         else:
@@ -211,24 +236,25 @@ class StatisticsCollector:
 _MEAN, _WITHIN, _BETWEEN, _COMMON, _ABSMAX, _NONZERO, _BAD = range(7)
 
 
-def _reduce(x: Tensor, scratch: Tensor) -> Tensor:
-    """Rows of moments, largest magnitude and nonzero count of [tensors, samples, units].
+def _reduce(x: Tensor, scratch: Tensor) -> tuple[Tensor, UnitRows]:
+    """Rows of moments, largest magnitude and nonzero count of [tensors, samples, units], and units alone.
 
     The moments are: the mean; the variance over samples, averaged over units; the variance over units of
     their means; the mean square of those means. The variance is the corrected two-pass form: exact where all
     samples nearly agree, which is where the signal matters most. ``scratch`` is as large as ``x``.
     """
     absmax = torch.abs(x, out=scratch).amax((1, 2))
-    nonzero = scratch.sign_().sum((1, 2))
+    active = scratch.sign_().sum(1)
     centre = x.mean(1, keepdim=True)
     deviation = torch.sub(x, centre, out=scratch)
     shift = deviation.mean(1)
     variance = deviation.square_().mean(1).addcmul_(shift, shift, value=-1).clamp_min_(0)
     unit_mean = shift.add_(centre.squeeze(1))
+    units = UnitRows(active=active, sunk=unit_mean < variance.sqrt().mul_(-SUNK))
     mean = unit_mean.mean(1)
     common = unit_mean.square().mean(1)
     between = unit_mean.sub_(mean.unsqueeze(1)).square_().mean(1)
-    return torch.stack((mean, variance.mean(1), between, common, absmax, nonzero), 1)
+    return torch.stack((mean, variance.mean(1), between, common, absmax, active.sum(1)), 1), units
 
 
 def _nonfinite_column(matrix: Tensor) -> Tensor:
@@ -239,7 +265,8 @@ def _nonfinite_column(matrix: Tensor) -> Tensor:
 def _looked_at(values: Tensor) -> list[float]:
     """The row with its non-finite count; what overflowed in float32 is taken again in float64."""
     wide = values.double().unsqueeze(0)
-    again: list[float] = _reduce(wide, torch.empty_like(wide)).tolist()[0]
+    rows, _ = _reduce(wide, torch.empty_like(wide))
+    again: list[float] = rows.tolist()[0]
     bad = float(count_nonfinite(values).item())
     if bad:
         again[_NONZERO] = float(torch.count_nonzero(values).item())
