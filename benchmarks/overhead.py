@@ -5,6 +5,11 @@ what ``gradflow inspect`` records: every row, every gradient, every parameter, t
 the frozen records; the model is laid out once, before. Outputs and gradients are compared bit for bit.
 
     python benchmarks/overhead.py [--pairs 15] [--threads 2] [shape ...]
+
+On Linux the allocator hands memory back and faults it in again, thousands of pages in one step and none in the
+next, whoever is watching; for figures that repeat, keep it from doing so, and OpenMP from spinning:
+
+    MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 OMP_WAIT_POLICY=PASSIVE python ...
 """
 
 from __future__ import annotations
