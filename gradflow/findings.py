@@ -55,3 +55,5 @@ class Finding:
     """Further facts, named as in the trace, for the JSON."""
     consequence_of: str | None = None
     """"GF303 blocks.4": the root cause whose consequence this is (its severity is then info)."""
+    known: bool = False
+    """It stands in the baseline: shown, and no reason to fail."""

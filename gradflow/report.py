@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ class Report:
     findings: tuple[Finding, ...]
     """Worst first, a consequence after its cause."""
     profile: TrunkProfile
-    config: Config = Config()
+    config: Config = field(default_factory=Config)
     """What it was judged by."""
 
     @property
@@ -35,8 +35,10 @@ class Report:
         return max((finding.severity for finding in self.findings), key=lambda s: s.rank, default=None)
 
     def fails(self, threshold: Severity | None) -> bool:
-        """Whether a finding is at or above ``threshold``; never for None."""
-        return threshold is not None and any(f.severity.rank >= threshold.rank for f in self.findings)
+        """Whether a finding that no baseline knows is at or above ``threshold``; never for None."""
+        return threshold is not None and any(
+            finding.severity.rank >= threshold.rank for finding in self.findings if not finding.known
+        )
 
     @property
     def layers(self) -> pd.DataFrame:

@@ -333,6 +333,17 @@ class RunInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeedMeasure:
+    """What one seed came to, of a target that was built and recorded with several."""
+
+    seed: int
+    gain: float
+    """J of the trunk (docs/numbers.md)."""
+    signal_gain: float
+    largest_drop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """One recording, whole: enough for every rule and every report, without the model."""
 
@@ -345,3 +356,5 @@ class Trace:
     """At most one a phase, the earliest."""
     activations: tuple[ActivationRecord, ...] = ()
     schema: int = SCHEMA_VERSION
+    seeds: tuple[SeedMeasure, ...] = ()
+    """One a seed, the first of which made this trace; empty where only one was run."""
