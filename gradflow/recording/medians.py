@@ -23,6 +23,7 @@ CoveredT = TypeVar("CoveredT", LayerRecord, ParameterRecord)
 
 STATISTICS = tuple(field.name for field in fields(TensorStatistics))
 LAYER_NUMBERS = ("gradient_norm", "gradient_nonfinite")
+POINT_NUMBERS = (*LAYER_NUMBERS, "token_signal", "token_common_mode")
 PARAMETER_NUMBERS = (
     "norm",
     "gradient_norm",
@@ -114,7 +115,7 @@ def _median_trunk(trunks: Sequence[Trunk]) -> Trunk:
 
 def _median_point(points: Sequence[TrunkPoint]) -> TrunkPoint:
     activations = [point.activation for point in points if point.activation is not None]
-    return replace(points[0], activation=_median_statistics(activations), **_medians(points, LAYER_NUMBERS))
+    return replace(points[0], activation=_median_statistics(activations), **_medians(points, POINT_NUMBERS))
 
 
 def _medians(rows: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:

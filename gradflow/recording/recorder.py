@@ -32,6 +32,7 @@ from gradflow.recording.tensor_stats import (
     norm_and_nonfinite,
     real_values,
 )
+from gradflow.recording.token_stats import TokenCollector
 from gradflow.recording.weight_ops import WEIGHT_OPS, is_weight_op
 from gradflow.trace_model import TensorStatistics
 
@@ -132,8 +133,9 @@ class Recorder:
             batch_size=batch_size,
             scopes=self._hooks.scopes,
             calls=self.calls,
-            probe=self.probes.add,
+            probe=self._measure_stream,
         )
+        self.tokens = TokenCollector(batch_size)
         self.activations = ActivationRecorder(
             layout.unit_buffers,
             self.probes.statistics,
@@ -248,12 +250,19 @@ class Recorder:
         if node.op in WEIGHT_OPS and node.floating:
             nodes = self.dataflow.nodes
             if is_weight_op(node, nodes):
-                node.probe = self.probes.add(tensor)
+                node.probe = self._measure_stream(tensor)
                 self.dataflow.remember(node, tensor)
         self.sites.after(node, tensor, args)
         self.activations.after(node, tensor)
         if self._observer is not None:
             self._observer(node, tensor, args)
+
+    def _measure_stream(self, tensor: Tensor) -> int:
+        """Measure what may stand on the trunk."""
+        probe = self.probes.add(tensor)
+        if tensor.dim() == 3:
+            self.tokens.add(probe, tensor)
+        return probe
 
     def _on_recompute(self, name: str, module: nn.Module, output: Any) -> None:
         if module not in self._row_modules:

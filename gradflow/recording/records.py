@@ -15,6 +15,7 @@ from gradflow.recording.parameters import parameter_records
 from gradflow.recording.recorder import Recorder, Row
 from gradflow.recording.residual_records import residual_records
 from gradflow.recording.tensor_stats import dtype_name
+from gradflow.recording.token_stats import TokenStatistics
 from gradflow.recording.trunk import find_trunk
 from gradflow.recording.weight_ops import CONV_OPS
 from gradflow.trace_model import (
@@ -176,14 +177,21 @@ def _trunk(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int 
     nodes = recorder.dataflow.nodes
     found = find_trunk(nodes, end, recorder.sites.main())
     by_probe = _rows_by_probe(recorder)
-    points = tuple(_point(nodes[i], recorder, statistics, by_probe) for i in found.nodes)
+    tokens = recorder.tokens.results()
+    points = tuple(_point(nodes[i], recorder, statistics, by_probe, tokens) for i in found.nodes)
     return Trunk(kind=found.kind, points=points, batch_norm=found.batch_norm)
 
 
 def _point(
-    node: Node, recorder: Recorder, statistics: Sequence[TensorStatistics], by_probe: dict[int | None, int]
+    node: Node,
+    recorder: Recorder,
+    statistics: Sequence[TensorStatistics],
+    by_probe: dict[int | None, int],
+    tokens: dict[int, TokenStatistics],
 ) -> TrunkPoint:
     layer = None if node.probe is None else by_probe.get(node.probe)
+    # The last dimension of a convolution's output counts positions, not features.
+    token = None if node.probe is None or node.op in CONV_OPS else tokens.get(node.probe)
     return TrunkPoint(
         name=node.place if node.op != "add" else node.module,
         op=node.op.strip("_"),
@@ -193,6 +201,8 @@ def _point(
         gradient_norm=recorder.gradient_norm(node.probe),
         gradient_nonfinite=recorder.gradient_nonfinite(node.probe),
         activation=None if node.probe is None else statistics[node.probe],
+        token_signal=None if token is None else token.signal,
+        token_common_mode=None if token is None else token.common_mode,
     )
 
 
