@@ -190,6 +190,14 @@ def test_growth_out_of_float16(last: float, severity: Severity) -> None:
     assert told("GF202", sites, dtype="bfloat16") == [(WARNING, "blocks.8–blocks.15")]
 
 
+def test_the_projection_goes_on_where_float16_has_overflowed() -> None:
+    sites = stream([4.0**k for k in range(16)])
+    lost = [make_residual(f"blocks.{16 + k}", 16 + k, std=math.inf) for k in range(2)]
+    (finding,) = said("GF202", make_trace(residuals=[*sites, *lost], dtype="float16"))
+    assert finding.severity is ERROR
+    assert "it reaches 1.31e+05" in finding.message  # 2^17
+
+
 @pytest.mark.parametrize(("sites", "judged"), [(6, False), (7, True), (8, True)])
 def test_a_trend_needs_four_sites_in_the_last_half(sites: int, judged: bool) -> None:
     assert bool(told("GF202", stream([2.0**k for k in range(sites)]))) is judged
@@ -214,20 +222,41 @@ def test_one_block_is_no_trend() -> None:
     assert told("GF202", stream([1.0] * 12 + [50.0] + [50.0] * 3)) == []
 
 
-def test_the_fit_starts_anew_at_a_projection_and_at_another_shape() -> None:
-    variances = [2.0 ** (k // 2) * (1 + 0.05 * (k % 2)) for k in range(32)]
-    plain = stream(variances)
+STAGES = [2.0**stage * (1 + 0.02 * block) for stage in range(8) for block in range(4)]
+"""Eight stages of four blocks; the variance doubles only from stage to stage."""
+
+
+def test_a_projection_and_another_shape_give_the_stream_a_new_variance() -> None:
+    plain = stream(STAGES)
     projected = [
-        make_residual(s.name, s.order, std=s.std, kind="identity" if k % 2 else "projection")
+        make_residual(s.name, k, std=s.std, kind="identity" if k % 4 else "projection")
         for k, s in enumerate(plain)
     ]
     reshaped = [
-        make_residual(s.name, s.order, std=s.std, shape=(BATCH, 16 * 2 ** (k // 2)))
-        for k, s in enumerate(plain)
+        make_residual(s.name, k, std=s.std, shape=(BATCH, 2 ** (k // 4))) for k, s in enumerate(plain)
     ]
-    assert [severity for severity, _ in told("GF202", plain)] == [WARNING]
-    assert told("GF202", projected) == []
-    assert told("GF202", reshaped) == []
+    assert measure(tuple(plain)).gamma == pytest.approx(2**0.25, rel=0.02)
+    assert measure(tuple(projected)).gamma == measure(tuple(reshaped)).gamma == pytest.approx(1.02, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("stages", "growth", "severity"),
+    [
+        ([3, 4, 6, 3], 2.0, WARNING),  # ResNet-50 without normalisation
+        ([3, 4, 6, 3], 0.0, None),  # and with it: 2, 3, 4 ... in each stage
+        ([9, 9, 9], 0.0, None),  # ResNet-56
+        ([1, 2, 3, 2, 2], 2.0, None),  # MobileNetV2: no stretch is long enough
+        ([2, 2, 2, 2], 2.0, None),  # ResNet-18
+    ],
+)
+def test_networks_in_stages(stages: list[int], growth: float, severity: Severity | None) -> None:
+    variances = [growth**k if growth else k + 2.0 for length in stages for k in range(length)]
+    first = {sum(stages[:k]) for k in range(len(stages))}
+    sites = [
+        make_residual(f"blocks.{k}", k, std=math.sqrt(v), kind="projection" if k in first else "identity")
+        for k, v in enumerate(variances)
+    ]
+    assert [found for found, _ in told("GF202", sites)] == [severity] * (severity is not None)
 
 
 def test_the_stream_is_not_what_stands_inside_its_branches() -> None:
@@ -236,7 +265,7 @@ def test_the_stream_is_not_what_stands_inside_its_branches() -> None:
     assert told("GF202", [*outer, *inner]) == []
     growth = measure(main_stream(make_trace(residuals=[*outer, *inner])))
     assert growth is not None
-    assert [site.name for site in growth.half] == [f"blocks.{k}" for k in range(10, 20)]
+    assert [site.name for site in growth.sites] == [f"blocks.{k}" for k in range(10, 20)]
 
 
 @pytest.mark.parametrize(("enters", "names"), [(1.0, "text.layers"), (math.sqrt(16), "vision.layers")])

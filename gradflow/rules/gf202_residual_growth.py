@@ -21,7 +21,7 @@ LASTING = 0.25
 massive activations do, is no growth."""
 
 FEWEST_SITES = 4
-"""Fewer sites than this in the last half have no trend."""
+"""A stretch of fewer sites than this has no trend, nor have fewer in the last halves of all."""
 
 LARGEST_HALF = 65504.0
 """The largest float16."""
@@ -77,15 +77,19 @@ DOMINANCE_HINT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """The trend of ln var over the last half of a stream."""
+    """The trend of ln var over the last half of each stretch of a stream."""
 
-    half: Sites
+    halves: tuple[Sites, ...]
+    """Of each stretch the site whose sum enters its last half, and that half."""
     slope: float
     """Of ln var, a site."""
-    steps: int
-    """From sum to sum, without those into a projection or another shape."""
-    enters: ResidualRecord
-    """The site whose sum enters the half."""
+    overflowed: int
+    """Sites at the end of the stream whose sums are no longer finite."""
+
+    @property
+    def sites(self) -> Sites:
+        """The sites of the last halves."""
+        return tuple(site for half in self.halves for site in half[1:])
 
     @property
     def gamma(self) -> float:
@@ -94,8 +98,15 @@ class Growth:
 
     @property
     def in_all(self) -> float:
-        """The factor on the variance of the whole half."""
-        return math.exp(min(self.slope * self.steps, LARGEST_LOG))
+        """The factor on the variance over the longest last half."""
+        return math.exp(min(self.slope * max(len(half) - 1 for half in self.halves), LARGEST_LOG))
+
+    @property
+    def projected(self) -> float:
+        """The standard deviation of the stream's last sum, by the fit: it goes on where float16 overflows."""
+        last = self.halves[-1]
+        steps = len(last) - 1 + self.overflowed
+        return math.exp(min(math.log(last[0].std or 1.0) + 0.5 * self.slope * steps, LARGEST_LOG))
 
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
@@ -118,20 +129,21 @@ def measure(stream: Sites) -> Growth | None:
         stream: The sites of one stream, in execution order.
 
     Returns:
-        gamma = exp(Theil-Sen slope of ln var of the sums) over the last half of the sites and the sum that
-        enters it, or None where fewer than ``FEWEST_SITES`` are in the half. The fit starts anew at a
-        projection and where the shape changes.
+        gamma = exp(Theil-Sen slope of ln var of the sums), or None where there are too few sites for a trend.
+        The stream is cut at a projection and where the shape changes, as both give it a new variance. Of each
+        stretch the last half is fitted, with the sum that enters it.
     """
     known = tuple(site for site in stream if site.std and math.isfinite(site.std))
-    half = len(known) // 2
-    parts = stretches(known[max(half - 1, 0) :], starts=_starts_anew)
-    steps = sum(len(part) - 1 for part in parts)
-    if len(known) - half < FEWEST_SITES or steps < FEWEST_SITES - 1:
+    long = [part for part in stretches(known, starts=_starts_anew) if len(part) >= FEWEST_SITES]
+    halves = tuple(part[len(part) // 2 - 1 :] for part in long)
+    if sum(len(half) - 1 for half in halves) < FEWEST_SITES:
         return None
-    logs = [[2 * math.log(site.std or 1.0) for site in part] for part in parts]
+    logs = [[2 * math.log(site.std or 1.0) for site in half] for half in halves]
     slope = _slope(logs)
     lasts = _slope(_without_largest_step(logs)) >= LASTING * slope
-    return Growth(half=known[half:], slope=slope if lasts else 0.0, steps=steps, enters=parts[0][0])
+    finite = [site.std is None or math.isfinite(site.std) for site in stream]
+    overflowed = finite[::-1].index(True)
+    return Growth(halves=halves, slope=slope if lasts else 0.0, overflowed=overflowed)
 
 
 def _starts_anew(before: ResidualRecord, site: ResidualRecord) -> bool:
@@ -171,17 +183,17 @@ def _grows(trace: Trace, growth: Growth) -> Iterator[Finding]:
     if worst is Severity.WARNING and gain > GAIN_LIMIT.value:
         worst = Severity.ERROR
         because = f"; the gradient grows {number(gain)}-fold with it (error above {number(GAIN_LIMIT.value)})"
-    elif worst is Severity.WARNING and _is_half(trace) and projected(growth) > LARGEST_HALF:
+    elif worst is Severity.WARNING and _is_half(trace) and growth.projected > LARGEST_HALF:
         worst = Severity.ERROR
-        because = f"; it reaches {number(projected(growth))}, and float16 ends at {LARGEST_HALF:g}"
+        because = f"; it reaches {number(growth.projected)}, and float16 ends at {LARGEST_HALF:g}"
     yield Finding(
         rule=RULE.code,
         slug=RULE.slug,
         severity=worst,
-        location=place(growth.half),
+        location=place(growth.sites),
         message=(
-            f"The variance of the residual stream grows {number(growth.gamma)}-fold at each of the last "
-            f"{len(growth.half)} adds ({limit.severity} above {number(limit.value)}){because}"
+            f"The variance of the residual stream grows {number(growth.gamma)}-fold an add over "
+            f"{_last_half(growth)} ({limit.severity} above {number(limit.value)}){because}"
         ),
         why=GROWTH_WHY,
         hint=GROWTH_HINT,
@@ -191,13 +203,11 @@ def _grows(trace: Trace, growth: Growth) -> Iterator[Finding]:
     )
 
 
-def projected(growth: Growth) -> float:
-    """The standard deviation of the stream's last sum, from the one that enters the half and the fit.
-
-    The fit stays where the stream itself has overflowed.
-    """
-    start = math.log(growth.enters.std or 1.0)
-    return math.exp(min(start + 0.5 * growth.slope * growth.steps, LARGEST_LOG))
+def _last_half(growth: Growth) -> str:
+    several = (
+        f"the last halves of {len(growth.halves)} stretches" if len(growth.halves) > 1 else "its last half"
+    )
+    return f"{several}, {len(growth.sites)} adds"
 
 
 def _is_half(trace: Trace) -> bool:
@@ -206,11 +216,12 @@ def _is_half(trace: Trace) -> bool:
 
 def _evidence(growth: Growth, gain: float) -> Evidence:
     facts: Evidence = (
-        ("sites", len(growth.half)),
+        ("sites", len(growth.sites)),
+        ("stretches", len(growth.halves)),
         ("growth_in_all", growth.in_all),
-        ("first_std", growth.enters.std or 0.0),
-        ("last_std", growth.half[-1].std or 0.0),
-        ("projected_std", projected(growth)),
+        ("first_std", growth.halves[-1][0].std or 0.0),
+        ("last_std", growth.halves[-1][-1].std or 0.0),
+        ("projected_std", growth.projected),
         ("gain", gain),
     )
     return tuple((name, fact) for name, fact in facts if fact == fact)
@@ -257,16 +268,17 @@ RULE = Rule(
         "by 1 + 1/l and less and less; where they are not, each branch is as large as the stream, and the "
         "variance doubles at every add.\n\n"
         "gamma is the factor of one add, fitted over the last half of the stream: the trend of ln var, and "
-        "it must go on without its largest step, so that one block that lifts the stream is no growth. The "
-        "fit starts anew at a projection and where the shape changes. A block with two adds (attention and "
-        "MLP) counts as two. The last half must hold at least four adds, so a stream of six or fewer is "
-        "not judged.\n\n"
+        "it must go on without its largest step, so that one block that lifts the stream is no growth. A "
+        "block with two adds (attention and MLP) counts as two. A projection and a change of shape give "
+        "the stream a new variance, so it is cut there, and the last half of each stretch is fitted. A "
+        "stretch of three adds or fewer has no trend; four adds must be fitted in all, so a stream of six "
+        "or fewer is not judged.\n\n"
         "Growth and an exploding gradient (GF102) are two sides of one fault and are both reported.\n\n"
         "A second clause looks at each site alone: a branch ten times as large as its skip leaves the skip "
         "less than a hundredth of the energy."
     ),
     formula=(
-        "gamma = exp(Theil-Sen slope of ln var(x + F) over the last half of the sites); "
+        "gamma = exp(Theil-Sen slope of ln var(x + F) over the last half of each stretch); "
         "rho = ‖F‖ / ‖skip‖; the skip's share of the energy is 1 / (1 + rho²)"
     ),
     why=f"{GROWTH_WHY}. {DOMINANCE_WHY}.",
@@ -275,8 +287,7 @@ RULE = Rule(
     exemptions=(
         "Growth that a normalised stream shows over its last half: 2-fold in all is no info (independent "
         "branches), 4-fold no warning (branches that are all aligned).",
-        "A stream with fewer than four adds in its last half, or with fewer than three steps between them "
-        "that do not lead into a projection or another shape.",
+        "A stretch between projections or changes of shape with fewer than four adds, as in ResNet-18.",
         "Sites inside another site's branch, for growth; they are judged for dominance.",
         "A branch that dominates a stream whose standard deviation is below 0.1 at initialisation, as an "
         "embedding's is: info.",
