@@ -241,7 +241,7 @@ def test_inputs_and_losses_that_do_not_fit(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--format xml", ["no format 'xml'", "table, json, csv, markdown"]),
+        ("--format xml", ["no format 'xml'", "table, json, csv, markdown, sarif"]),
         ("--steps 0", ["'--steps'", "greater than or equal to 1", "gradflow inspect --help"]),
         ("--steps many", ["'--steps'", "integer"]),
         ("--batch-size 0", ["'--batch-size'", "greater than or equal to 1"]),

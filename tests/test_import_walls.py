@@ -105,7 +105,7 @@ def test_a_quick_command_loads_nothing_slow(arguments: tuple[str, ...]) -> None:
     assert loaded.isdisjoint(SLOW_TO_LOAD)
 
 
-@pytest.mark.parametrize("form", ["table", "json", "csv", "markdown"])
+@pytest.mark.parametrize("form", ["table", "json", "csv", "markdown", "sarif", "junit", "github", "gitlab"])
 def test_a_saved_trace_is_reported_without_torch(tmp_path: Path, form: str) -> None:
     saved = tmp_path / "trace.json"
     save(make_trace(), saved)

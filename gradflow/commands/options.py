@@ -95,7 +95,12 @@ FailOn: TypeAlias = Annotated[
 ]
 Format: TypeAlias = Annotated[
     str,
-    typer.Option("--format", metavar="FORMAT", help="table, json, csv or markdown.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="table, json, csv, markdown, sarif, junit, github or gitlab.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Output: TypeAlias = Annotated[
     Path | None,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
 from gradflow.report import Report
-from gradflow.reporters import csv_files, json_file, markdown, terminal
+from gradflow.reporters import csv_files, github, gitlab, json_file, junit, markdown, sarif, terminal
 from gradflow.reporters.screen import Screen
 
 Reporter: TypeAlias = Callable[[Report], str]
+JointReporter: TypeAlias = Callable[[Sequence[Report]], str]
+
+JOINT_REPORTERS: dict[str, JointReporter] = {
+    "json": json_file.render_all,
+    "markdown": markdown.render_all,
+    "sarif": sarif.render,
+    "junit": junit.render,
+    "github": github.render,
+    "gitlab": gitlab.render,
+}
+"""The forms that hold the reports of several targets in one text, by their ``--format`` name."""
 
 
 def reporters(screen: Screen) -> dict[str, Reporter]:
@@ -20,4 +31,12 @@ def reporters(screen: Screen) -> dict[str, Reporter]:
         "json": json_file.render,
         "csv": csv_files.render,
         "markdown": markdown.render,
+        "sarif": partial(_alone, sarif.render),
+        "junit": partial(_alone, junit.render),
+        "github": partial(_alone, github.render),
+        "gitlab": partial(_alone, gitlab.render),
     }
+
+
+def _alone(render: JointReporter, report: Report) -> str:
+    return render((report,))

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from gradflow.findings import Finding
 from gradflow.report import Report
 from gradflow.reporters.layer_choice import shown
+from gradflow.reporters.markdown_text import escaped, size, table
 from gradflow.reporters.number_text import count_text
 from gradflow.reporters.severity_style import MARKS
 from gradflow.reporters.site_rows import counted, site_table
 from gradflow.reporters.terminal_chart import last_gradient
 from gradflow.reporters.terminal_findings import beside_threshold, ranked
+from gradflow.reporters.terminal_findings import counted as severities
 from gradflow.reporters.terminal_header import header_rows, verdict
 from gradflow.reporters.terminal_table import TableRow, table_rows
-from gradflow.reporters.text_lines import one_line
 
 _COLUMNS = {
     "name": "layer",
@@ -35,46 +36,76 @@ _SITE_COLUMNS = {
     "gradient": "gradient source / sum",
     "scale": "branch scale",
 }
-_SPECIAL = str.maketrans(
-    {char: f"\\{char}" for char in "\\`*_{}[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-)
+_LOG = "`findings.csv`"
+MARKER = "<!-- gradflow -->"
+"""First line, by which the comment of an earlier run is found and replaced."""
+LIMIT = 65_000
+"""Bytes; GitHub takes no comment above 65,536 characters."""
+_LEAST = 1_500
+"""Bytes below which a report is told in one line."""
 
 
 def render(report: Report) -> str:
-    """Verdict, findings, layers and run; ends with a newline."""
+    """Verdict and findings, and layers, residual sites and run in a block to unfold; ends with a newline."""
+    return render_all((report,))
+
+
+def render_all(reports: Sequence[Report]) -> str:
+    """One comment for several targets, each with its share of what a comment can hold."""
+    room = (LIMIT - size([MARKER])) // max(len(reports), 1) - 2
+    if room < _LEAST:
+        return _listed(reports)
+    parts = ["\n".join(_report(report, room)).rstrip("\n") for report in reports]
+    text = "\n".join([MARKER, "\n\n".join(parts) or "gradflow: no target."]) + "\n"
+    return text if size([text]) <= LIMIT else _listed(reports)
+
+
+def _listed(reports: Sequence[Report]) -> str:
+    """A line a target, worst first, as many as fit."""
+    ordered = sorted(reports, key=lambda report: -(-1 if report.worst is None else report.worst.rank))
+    rows = [(escaped(report.trace.run.target), _verdict(report)) for report in ordered]
+    heading = [MARKER, f"## gradflow: {count_text(len(reports), 'target')}", ""]
+    listed = table(("target", "verdict"), rows, left=2, room=LIMIT - size(heading), rest="the job's log")
+    return "\n".join([*heading, *listed]) + "\n"
+
+
+def _report(report: Report, room: int) -> list[str]:
+    head = [f"## gradflow: {escaped(report.trace.run.target)}", "", _verdict(report), ""]
+    room -= size(head)
+    findings = _findings(report.findings, room * 2 // 3)
+    room -= size(findings)
+    return [*head, *findings, *_details(report, room)]
+
+
+def _verdict(report: Report) -> str:
     said = verdict(report)
     rule = f" ({said.rule})" if said.rule else ""
-    lines = [
-        f"## gradflow: {escaped(report.trace.run.target)}",
-        "",
-        f"{MARKS[said.severity]} **{escaped(said.subject)}**: {escaped(said.sentence)}{rule}",
-        "",
-        *_findings(report.findings),
-        *_residuals(report),
-        *_layers(report),
-        *_run(report),
-    ]
-    return "\n".join(lines) + "\n"
+    return f"{MARKS[said.severity]} **{escaped(said.subject)}**: {escaped(said.sentence)}{rule}"
 
 
-def escaped(text: str) -> str:
-    """Text on one line in which no character is Markdown or HTML."""
-    return one_line(text).translate(_SPECIAL)
+def _details(report: Report, room: int) -> list[str]:
+    """What a reviewer looks up, folded away; nothing where it would not fit."""
+    opening = ["<details>", "<summary>Layers, residual blocks and run</summary>", ""]
+    run = [*_run(report), "", "</details>"]
+    room -= size([*opening, *run])
+    if room < 0:
+        return []
+    residuals = _residuals(report, room // 2)
+    return [*opening, *residuals, *_layers(report, room - size(residuals)), *run]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """A table whose first ``left`` columns are aligned left, the others right; cells are already escaped."""
-    rule = ["---"] * left + ["---:"] * (len(headings) - left)
-    return [f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows)]
-
-
-def _findings(findings: Sequence[Finding]) -> list[str]:
+def _findings(findings: Sequence[Finding], room: int) -> list[str]:
     if not findings:
         return []
     placed = ranked(findings)
     rows = [_finding_cells(place.finding) for place in placed]
     headings = ("", "rule", "where", "what", "try", "number")
-    return ["### Findings", "", *_table(headings, rows, left=5), ""]
+    return [
+        f"### Findings: {severities(findings)}",
+        "",
+        *table(headings, rows, 5, room=room - 80, rest=_LOG),
+        "",
+    ]
 
 
 def _finding_cells(finding: Finding) -> tuple[str, ...]:
@@ -82,7 +113,7 @@ def _finding_cells(finding: Finding) -> tuple[str, ...]:
     if finding.consequence_of:
         what += f" (a consequence of {escaped(finding.consequence_of)})"
     return (
-        f"{MARKS[finding.severity]} {finding.severity}",
+        f"{MARKS[finding.severity]} {finding.severity}{' (known)' if finding.known else ''}",
         f"{finding.rule} {escaped(finding.slug)}",
         escaped(str(finding.location)) or "(model)",
         what,
@@ -91,30 +122,26 @@ def _finding_cells(finding: Finding) -> tuple[str, ...]:
     )
 
 
-def _residuals(report: Report) -> list[str]:
+def _residuals(report: Report, room: int) -> list[str]:
     if not report.trace.residuals:
         return []
-    table = site_table(report)
-    rows = [[escaped(row.cells[column]) for column in _SITE_COLUMNS] for row in table.rows]
-    more = ["", f"{count_text(table.left_out, 'more row')} in `residuals.csv`."] if table.left_out else []
-    said = f"{counted(report.trace.residuals)}; ρ is ‖branch‖ / ‖skip‖."
-    return [
-        "### Residual blocks",
-        "",
-        said,
-        "",
-        *_table(tuple(_SITE_COLUMNS.values()), rows, left=2),
-        *more,
-        "",
-    ]
+    sites = site_table(report)
+    rows = [[escaped(row.cells[column]) for column in _SITE_COLUMNS] for row in sites.rows]
+    more = ["", f"{count_text(sites.left_out, 'more row')} in `residuals.csv`."] if sites.left_out else []
+    head = ["### Residual blocks", "", f"{counted(report.trace.residuals)}; ρ is ‖branch‖ / ‖skip‖.", ""]
+    left = room - size([*head, *more])
+    listed = table(tuple(_SITE_COLUMNS.values()), rows, 2, room=left, rest="`residuals.csv`")
+    return [*head, *listed, *more, ""]
 
 
-def _layers(report: Report) -> list[str]:
+def _layers(report: Report, room: int) -> list[str]:
     groups, chosen = shown(report)
     rows = [_layer_cells(row) for row in table_rows(chosen, last_gradient(report.trace.trunk))]
     left_out = len(groups) - len(chosen)
     more = ["", f"{count_text(left_out, 'more row')} in `layers.csv`."] if left_out else []
-    return ["### Layers", "", *_table(tuple(_COLUMNS.values()), rows, left=3), *more, ""]
+    left = room - size(["### Layers", "", *more, ""])
+    listed = table(tuple(_COLUMNS.values()), rows, 3, room=left, rest="`layers.csv`")
+    return ["### Layers", "", *listed, *more, ""]
 
 
 def _layer_cells(row: TableRow) -> list[str]:

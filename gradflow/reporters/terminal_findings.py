@@ -122,7 +122,7 @@ def _title(finding: Finding, margin: str, width: int) -> list[Text]:
     mark = "→" if margin else MARKS[finding.severity]
     title = Text.assemble(margin, (f"{mark} ", colour), (f"{finding.rule} {finding.slug}", f"bold {colour}"))
     place = one_line(str(finding.location)) or "(model)"
-    number = beside_threshold(finding)
+    number = "  ".join(filter(None, (beside_threshold(finding), "known" if finding.known else "")))
     whole = Text.assemble(title, "  ", (place, HEADING), f"  {number}" if number else "")
     if whole.cell_len <= width:
         return [whole]
@@ -169,7 +169,11 @@ def _hides_something(report: Report) -> bool:
 
 
 def _rules_to_explain(findings: Sequence[Finding]) -> list[str]:
-    judged = [place.finding for place in ranked(findings) if place.depth == 0]
+    judged = [
+        place.finding
+        for place in ranked(findings)
+        if place.depth == 0 and place.finding.rule.startswith("GF")  # a failed gate has no page
+    ]
     serious = [finding.rule for finding in judged if finding.severity is not Severity.INFO]
     return list(dict.fromkeys(serious or [finding.rule for finding in judged]))[:3]
 

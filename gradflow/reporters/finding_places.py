@@ -1,0 +1,83 @@
+"""Where a finding stands in the user's files, and what it is called from one run to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from gradflow.findings import Finding
+from gradflow.report import Report
+from gradflow.trace_model import RunInfo
+
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePlace:
+    """A line of a file."""
+
+    path: str
+    """With forward slashes; relative to the working folder of the run where it lies below it."""
+    line: int
+    """From 1."""
+
+
+def source_place(finding: Finding, run: RunInfo) -> SourcePlace | None:
+    """The line that defines the class of the module a finding starts at, or of the nearest one around it.
+
+    Where no class of the model is the user's own it is the start of the target's file; None without a file.
+    """
+    sources = dict(run.sources)
+    name = finding.location.first
+    while name and name not in sources:
+        name = name.rpartition(".")[0]
+    path, _, line = sources.get(name, "").rpartition(":")
+    if path:
+        return SourcePlace(path=path, line=int(line))
+    file = target_file(run)
+    return SourcePlace(path=file, line=1) if file else None
+
+
+def target_file(run: RunInfo) -> str:
+    """ "models/net.py" of the target "./models/net.py:build"; "" for a target that is no file."""
+    head, suffix, tail = run.target.rpartition(".py")
+    if not suffix or (tail and not tail.startswith(":")):
+        return ""
+    return f"{head}.py".replace("\\", "/").removeprefix("./")
+
+
+def fingerprints(report: Report) -> tuple[str, ...]:
+    """One text a finding, in their order, by which a later run knows it again; no two are equal.
+
+    It is made from target, rule and place. Numbers in the place do not count, so that a layer put in before it
+    does not make an old finding new; findings that are then alike are counted in the order of their places.
+    """
+    keys = [_key(report, finding) for finding in report.findings]
+    places = sorted(
+        range(len(keys)), key=lambda at: (keys[at], _natural(str(report.findings[at].location)), at)
+    )
+    seen: Counter[str] = Counter()
+    nth = {}
+    for at in places:
+        nth[at] = seen[keys[at]]
+        seen[keys[at]] += 1
+    return tuple(_digest(f"{key}\n{nth[at]}") for at, key in enumerate(keys))
+
+
+def _key(report: Report, finding: Finding) -> str:
+    place = _NUMBER.sub("#", str(finding.location))
+    return "\n".join((report.trace.run.target, finding.rule, place))
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """Orders blocks.10 after blocks.9."""
+    return tuple(
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in _NUMBER.sub(r"\0\g<0>\0", name).split("\0")
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,77 @@
+"""The findings as GitHub workflow commands, and the step summary beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gradflow.atomic_files import write_text
+from gradflow.findings import Finding, Severity
+from gradflow.report import Report
+from gradflow.reporters import markdown
+from gradflow.reporters.finding_places import source_place
+from gradflow.reporters.finding_text import sentences, title
+from gradflow.reporters.number_text import count_text
+from gradflow.reporters.terminal_findings import counted
+from gradflow.reporters.text_lines import one_line
+from gradflow.trace_model import RunInfo
+
+COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
+
+
+def default_format(environ: Mapping[str, str]) -> str:
+    """The form of a check whose ``--format`` was not given: annotations in a GitHub workflow, else the table."""
+    return "github" if environ.get("GITHUB_ACTIONS") == "true" else "table"
+
+
+def render(reports: Sequence[Report]) -> str:
+    """One annotation a finding that no baseline knows, and one line in words.
+
+    The worst come first, for GitHub shows ten of a kind in a step.
+    """
+    every = [(report.trace.run, finding) for report in reports for finding in report.findings]
+    said = [(run, finding) for run, finding in every if not finding.known]
+    said.sort(key=lambda pair: -pair[1].severity.rank)
+    findings = [finding for _, finding in said]
+    targets = (
+        count_text(len(reports), "target") if len(reports) != 1 else one_line(reports[0].trace.run.target)
+    )
+    lines = [_annotation(finding, run) for run, finding in said]
+    known = f" ({len(every) - len(said)} more in the baseline)" if len(every) > len(said) else ""
+    return "\n".join([*lines, f"gradflow: {counted(findings) or 'no findings'} in {targets}{known}"]) + "\n"
+
+
+def _annotation(finding: Finding, run: RunInfo) -> str:
+    source = source_place(finding, run)
+    place = {"file": source.path, "line": str(source.line)} if source is not None else {}
+    properties = place | {"title": title(finding)}
+    listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+    return f"::{COMMANDS[finding.severity]} {listed}::{_data(chr(10).join(sentences(finding)))}"
+
+
+def _data(text: str) -> str:
+    """Text after the second ``::``, escaped as the runner's own toolkit does."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def write_step_summary(reports: Sequence[Report], environ: Mapping[str, str]) -> bool:
+    """Add the Markdown form to the page of the workflow run; say whether there is one.
+
+    Args:
+        reports: One a target.
+        environ: The environment; GITHUB_STEP_SUMMARY names the file.
+
+    Raises:
+        TraceFileError: The file cannot be written.
+    """
+    place = environ.get("GITHUB_STEP_SUMMARY")
+    if not place:
+        return False
+    path = Path(place)
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    write_text(path, before + markdown.render_all(reports))
+    return True
