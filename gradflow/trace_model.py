@@ -280,7 +280,8 @@ class ActivationRecord:
     """Share of units never active whose pre-activation has its mean more than 4 of its standard deviations
     below 0; rectifiers with 16 to 297 observations only, which are too few to tell 1% from none."""
     dormant: float | None = None
-    """Share of units with a Sokar score E|h_i| / mean_j E|h_j| of at most 0.1; not for rectifiers."""
+    """Share of units with a Sokar score E|h_i| / mean_j E|h_j| of at most 0.1; not for rectifiers and
+    sigmoids, nor for a layer of zeros."""
     saturated: float | None = None
     """Share of elements with |z| > 5 (sigmoid) or |z| > 2.5 (tanh); these two only."""
     stuck: float | None = None

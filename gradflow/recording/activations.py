@@ -32,7 +32,7 @@ STUCK = 0.99
 """A unit on one side of saturation in this share of its observations is stuck."""
 SATURATION = {"tanh": 2.5, "sigmoid": 5.0}
 """|z| above which the slope is below 2.7% of its largest: 1 - tanh(2.5)^2 = 4 sigmoid'(5) = 0.0266."""
-RECTIFIED_OBSERVATIONS = 768
+RECTIFIED_OBSERVATIONS = 384
 """Of a large tensor about this many observations of each unit are taken, never fewer than 298 by it."""
 OTHER_OBSERVATIONS = 96
 """The same, where only a mean magnitude is wanted."""
@@ -243,9 +243,11 @@ def _sigmoid(x: Tensor, scratch: Tensor) -> Tensor:
 
 
 def _dormant(x: Tensor, scratch: Tensor) -> Tensor:
-    """Share of units with a Sokar score E|h_i| / mean_j E|h_j| of at most 0.1."""
+    """Share of units with a Sokar score E|h_i| / mean_j E|h_j| of at most 0.1; NaN where all are 0."""
     size = torch.abs(x, out=scratch).mean((1, 3))
-    return (size <= DORMANT * size.mean(1, keepdim=True)).to(x.dtype).mean(1)
+    mean = size.mean(1, keepdim=True)
+    share = (size <= DORMANT * mean).to(x.dtype).mean(1)
+    return share.masked_fill_(mean.squeeze(1) == 0, math.nan)
 
 
 def _other(x: Tensor, scratch: Tensor) -> Tensor:

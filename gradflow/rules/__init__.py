@@ -14,7 +14,10 @@ from gradflow.rules.gf202_residual_growth import RULE as GF202
 from gradflow.rules.gf203_overwritten_skip import RULE as GF203
 from gradflow.rules.gf204_dead_branch import RULE as GF204
 from gradflow.rules.gf207_shortcut_shape import RULE as GF207
+from gradflow.rules.gf301_dead_units import RULE as GF301
+from gradflow.rules.gf302_saturated_units import RULE as GF302
 from gradflow.rules.gf303_non_finite_activation import RULE as GF303
+from gradflow.rules.gf304_collapsed_representation import RULE as GF304
 from gradflow.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -27,7 +30,10 @@ RULES: tuple[Rule, ...] = (
     GF203,
     GF204,
     GF207,
+    GF301,
+    GF302,
     GF303,
+    GF304,
 )
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from gradflow.findings import Finding, Severity
 from gradflow.rules.places import Span, span_of
 
+BESIDE = 2
+"""An activation stands at most so many rows behind the layer it belongs to: a normalisation between."""
+
 Region = Callable[[Span, Span], bool]
 """``region(cause, effect)``: whether the effect is where the cause would put it."""
 
@@ -36,22 +39,43 @@ def downstream(cause: Span, effect: Span) -> bool:
     return effect[1] >= cause[0]
 
 
+def within(cause: Span, effect: Span) -> bool:
+    """The effect lies where the cause does."""
+    return cause[0] <= effect[0] and effect[1] <= cause[1] + BESIDE
+
+
+def covers(cause: Span, effect: Span) -> bool:
+    """The cause stands all along the effect, but for a layer and its normalisation at either end."""
+    return cause[0] - BESIDE <= effect[0] and effect[1] <= cause[1] + BESIDE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consequence:
-    """Findings of ``effects`` are consequences of an error of ``cause`` in the region it reaches."""
+    """Findings of ``effects`` are consequences of an error (see ``least``) of ``cause`` in the region it reaches."""
 
     cause: str
     effects: tuple[str, ...]
     region: Region
     only: str = ""
     """Only findings whose evidence holds this ``cause``; "" for all."""
+    least: Severity = Severity.ERROR
+    """How bad the cause must be."""
 
 
 CONSEQUENCES: tuple[Consequence, ...] = (
     Consequence(cause="GF303", effects=("GF104", "GF101", "GF102", "GF204"), region=anywhere),
-    Consequence(cause="GF303", effects=("GF201", "GF202"), region=downstream),
+    Consequence(cause="GF303", effects=("GF201", "GF202", "GF301", "GF302", "GF304"), region=downstream),
     Consequence(cause="GF104", effects=("GF101", "GF102"), region=reaches_upstream),
     Consequence(cause="GF103", effects=("GF101", "GF102"), region=upstream, only="graph cut"),
+    Consequence(cause="GF204", effects=("GF304",), region=downstream),
+    # Units explain a loss of gradient only where they stand all along it: a loss over more layers than theirs
+    # is GF101's own, with saturation as one of its causes.
+    Consequence(cause="GF301", effects=("GF101", "GF304"), region=covers),
+    Consequence(cause="GF302", effects=("GF101", "GF304"), region=covers),
+    # Weights so large that the gradient explodes saturate what they feed.
+    Consequence(cause="GF102", effects=("GF302",), region=within),
+    # A signal that is lost and a gradient that is lost are one fault; the gradient's name comes first.
+    Consequence(cause="GF101", effects=("GF304",), region=anywhere, least=Severity.WARNING),
     # A growing stream (GF202) and the gradient that grows with it (GF102) are both reported.
 )
 
@@ -94,7 +118,7 @@ def _cause(
 
 
 def _explains(row: Consequence, cause: Finding) -> bool:
-    return cause.severity is Severity.ERROR and (not row.only or ("cause", row.only) in cause.evidence)
+    return cause.severity.rank >= row.least.rank and (not row.only or ("cause", row.only) in cause.evidence)
 
 
 def _root(causes: Sequence[int | None], position: int) -> int:

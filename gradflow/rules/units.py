@@ -1,0 +1,57 @@
+"""What the rules about units share: which activations to judge together, and how to name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradflow.findings import Location, Severity
+from gradflow.rules.places import fold, place_of, runs
+from gradflow.rules.rule import Threshold
+from gradflow.trace_model import ActivationRecord, LayerRecord, TensorStatistics, Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One activation with the share that was judged, and the limit it is beyond."""
+
+    record: ActivationRecord
+    share: float
+    limit: Threshold
+    severity: Severity
+    """The limit's, or less where something else explains the share."""
+    because: str = ""
+    """Why less, in words."""
+
+
+def grouped(judged: Sequence[Judged], trace: Trace) -> list[tuple[Location, tuple[Judged, ...]]]:
+    """Group activations of one severity that follow one another, with the location of each group."""
+    everything = list(dict.fromkeys(record.name for record in trace.activations))
+    found = []
+    for severity in sorted({item.severity for item in judged}, key=lambda severity: -severity.rank):
+        mine = [item for item in judged if item.severity is severity]
+        names = {item.record.name for item in mine}
+        separate = runs(names, everything)
+        for run in fold(separate) if severity is Severity.INFO else separate:
+            members = tuple(item for item in mine if item.record.name in run)
+            found.append((place_of(run, everything), members))
+    return found
+
+
+def subject(members: Sequence[Judged]) -> str:
+    """Name an activation, or how many of them there are: "the relu of", "3 activations (relu) in"."""
+    ops = ", ".join(dict.fromkeys(item.record.op for item in members))
+    return f"the {ops} of" if len(members) == 1 else f"{len(members)} activations ({ops}) in"
+
+
+def percent(share: float) -> str:
+    """Two digits at least, and never 100% for less than all."""
+    text = f"{100 * share:.3g}"
+    return f"{min(float(text), 99.9) if share < 1 else 100:g}%"
+
+
+def output_of(record: ActivationRecord, layers: Sequence[LayerRecord]) -> TensorStatistics | None:
+    """Statistics of an activation's output, where a layer row is this very tensor."""
+    if record.layer is None:
+        return None
+    return next((layer.activation for layer in layers if layer.order == record.layer), None)
