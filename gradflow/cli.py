@@ -16,11 +16,13 @@ import typer
 from typer.core import TyperGroup
 
 from gradflow._version import __version__
+from gradflow.commands.check import check
 from gradflow.commands.delivery import ARGUMENTS
 from gradflow.commands.explain_rule import explain
 from gradflow.commands.inspect_model import inspect
 from gradflow.commands.rerender import report
 from gradflow.commands.rule_list import rules
+from gradflow.commands.show_config import config
 from gradflow.errors import GradflowError, ModelError
 from gradflow.standard_streams import end_report, open_closed
 
@@ -140,5 +142,5 @@ def _gradflow(
     """
 
 
-for _command in (inspect, report, rules, explain):
+for _command in (inspect, check, report, config, rules, explain):
     app.command()(guarded(_command))

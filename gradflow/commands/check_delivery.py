@@ -1,0 +1,87 @@
+"""A check's outcome to where it was asked to go, and what it has to say on standard error."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+from gradflow.checking.outcome import CheckOutcome
+from gradflow.commands.delivery import Delivery
+
+
+def deliver_check(outcome: CheckOutcome, place: Delivery) -> None:
+    """Write files first, then standard output, then what went wrong.
+
+    Raises:
+        TraceFileError: A file cannot be written.
+    """
+    from gradflow.atomic_files import write_text
+    from gradflow.reporters.screen import emit
+
+    text = _rendered(outcome, place)
+    if place.csv is not None:
+        _write_csv(outcome, place)
+    if place.form == "github":
+        from gradflow.reporters.github import write_step_summary
+
+        write_step_summary(outcome.reports, os.environ)
+    if place.output is None:
+        emit(text, sys.stdout)
+    else:
+        write_text(place.output, text)
+        print(f"wrote {place.output}", file=sys.stderr)
+    for line in _talk(outcome):
+        print(line, file=sys.stderr)
+
+
+def _rendered(outcome: CheckOutcome, place: Delivery) -> str:
+    from gradflow.reporters import JOINT_REPORTERS, check_csv, check_json, check_screen
+    from gradflow.reporters.screen import Screen, wants_colour, width_of
+
+    if place.form == "table":
+        colour = place.output is None and wants_colour(sys.stdout)
+        screen = Screen(
+            width=width_of(sys.stdout), colour=colour, show_all=place.show_all, command=place.command
+        )
+        return check_screen.render(outcome, screen)
+    own = {"json": check_json.render, "csv": check_csv.render}
+    return own[place.form](outcome) if place.form in own else JOINT_REPORTERS[place.form](outcome.reports)
+
+
+def _write_csv(outcome: CheckOutcome, place: Delivery) -> None:
+    assert place.csv is not None
+    names = [target.name for target in outcome.targets]
+    folders = [place.csv] if len(names) == 1 else [place.csv / name for name in folder_names(names)]
+    for target, folder in zip(outcome.targets, folders, strict=True):
+        if target.report is not None:
+            target.report.to_csv(folder)
+            print(f"wrote {folder}", file=sys.stderr)
+
+
+def folder_names(names: list[str]) -> list[str]:
+    """A folder for each target: its name with what no file system minds, numbered where two become alike."""
+    plain = [re.sub(r"[^\w.-]+", "_", name).strip("._") or "target" for name in names]
+    taken: set[str] = set()
+    for at, name in enumerate(plain):
+        number, free = 2, name
+        while free.lower() in taken:
+            free, number = f"{name}-{number}", number + 1
+        taken.add(free.lower())
+        plain[at] = free
+    return plain
+
+
+def _talk(outcome: CheckOutcome) -> Iterator[str]:
+    for target in outcome.targets:
+        if target.failure is not None:
+            if target.failure.trace_text:
+                yield target.failure.trace_text.rstrip("\n")
+            yield f"gradflow: {target.name}: {target.failure.message}"
+        for line in target.gone:
+            yield f"gradflow: gone: {line}; --write-baseline drops it"
+    for line in outcome.stale:
+        yield f"gradflow: gone with its target: {line}; --write-baseline drops it"
+    for ignore in outcome.unused_ignores:
+        yield f"gradflow: this ignore matches nothing, remove it: {ignore}"
