@@ -26,7 +26,15 @@ from gradflow.rules import RULES, find_rule, select_rules
 from gradflow.rules.pages import pages, render_page
 from gradflow.rules.places import ancestry, place_of, runs, span_of, spans
 from gradflow.rules.precedence import CONSEQUENCES, Consequence, anywhere, attribute
-from gradflow.trace_model import Coverage, GraphCut, ParameterRecord, ResidualRecord, TensorStatistics, Trace
+from gradflow.trace_model import (
+    ActivationRecord,
+    Coverage,
+    GraphCut,
+    ParameterRecord,
+    ResidualRecord,
+    TensorStatistics,
+    Trace,
+)
 from gradflow.trunk_profile import profile
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "rules"
@@ -208,6 +216,33 @@ def test_a_nan_of_the_forward_explains_the_growth_after_it(at: int) -> None:
     trace = make_trace(layers=layers, residuals=growing(), origins=[origin])
     found = {rule: (severity, cause) for rule, severity, _, cause in told(trace)}
     assert found["GF202"] == ("info", f"GF303 layers.{at}")
+
+
+@pytest.mark.parametrize(
+    ("block", "unit", "explained"),
+    [
+        ("blocks.4", "blocks.4.act", True),
+        ("blocks.4", "blocks.4", True),  # a function called in the forward that adds
+        ("blocks.4", "blocks.5.act", False),
+        ("", "blocks.4.act", False),  # the model's own forward adds
+    ],
+)
+def test_a_dead_branch_explains_the_dead_units_in_it(block: str, unit: str, explained: bool) -> None:
+    where = [f"blocks.{k}.{part}" for k in range(8) for part in ("norm", "linear", "act")]
+    corpse = make_residual(block, branch_norm=0.0, branch_parameters=("blocks.4.linear.weight",))
+    units = ActivationRecord(
+        order=0, name=unit, op="relu", call=0, layer=None, units=16, observations=1000, inactive=1.0
+    )
+    trace = make_trace(
+        layers=make_layers(*where),
+        residuals=[corpse],
+        parameters=[make_parameter("blocks.4.linear.weight", gradient_norm=0.0)],
+    )
+    found = {
+        rule: (severity, cause) for rule, severity, _, cause in told(replace(trace, activations=(units,)))
+    }
+    assert found["GF204"] == ("error", None)
+    assert found["GF301"] == (("info", f"GF204 {block}") if explained else ("error", None))
 
 
 def test_an_unused_head_explains_nothing() -> None:

@@ -39,6 +39,11 @@ def downstream(cause: Span, effect: Span) -> bool:
     return effect[1] >= cause[0]
 
 
+def inside(cause: Span, effect: Span) -> bool:
+    """All of the effect lies inside the cause."""
+    return cause[0] <= effect[0] and effect[1] <= cause[1]
+
+
 def within(cause: Span, effect: Span) -> bool:
     """The effect lies where the cause does."""
     return cause[0] <= effect[0] and effect[1] <= cause[1] + BESIDE
@@ -60,6 +65,8 @@ class Consequence:
     """Only findings whose evidence holds this ``cause``; "" for all."""
     least: Severity = Severity.ERROR
     """How bad the cause must be."""
+    in_module: bool = False
+    """Only a cause in a module: the model's own forward holds everything, and explains none of it."""
 
 
 CONSEQUENCES: tuple[Consequence, ...] = (
@@ -67,6 +74,7 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     Consequence(cause="GF303", effects=("GF201", "GF202", "GF301", "GF302", "GF304"), region=downstream),
     Consequence(cause="GF104", effects=("GF101", "GF102"), region=reaches_upstream),
     Consequence(cause="GF103", effects=("GF101", "GF102"), region=upstream, only="graph cut"),
+    Consequence(cause="GF204", effects=("GF301", "GF302"), region=inside, in_module=True),
     Consequence(cause="GF204", effects=("GF304",), region=downstream),
     # Units explain a loss of gradient only where they stand all along it: a loss over more layers than theirs
     # is GF101's own, with saturation as one of its causes.
@@ -118,6 +126,8 @@ def _cause(
 
 
 def _explains(row: Consequence, cause: Finding) -> bool:
+    if row.in_module and not cause.location.first:
+        return False
     return cause.severity.rank >= row.least.rank and (not row.only or ("cause", row.only) in cause.evidence)
 
 
