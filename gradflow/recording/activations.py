@@ -32,8 +32,10 @@ STUCK = 0.99
 """A unit on one side of saturation in this share of its observations is stuck."""
 SATURATION = {"tanh": 2.5, "sigmoid": 5.0}
 """|z| above which the slope is below 2.7% of its largest: 1 - tanh(2.5)^2 = 4 sigmoid'(5) = 0.0266."""
-RECTIFIED_OBSERVATIONS = 384
-"""Of a large tensor about this many observations of each unit are taken, never fewer than 298 by it."""
+RECTIFIED_OBSERVATIONS = 300
+"""Of a large tensor this many observations of each unit are taken at least, where it has them."""
+MANY_SAMPLES = 64
+"""Of more samples than this some are left out, before positions are."""
 OTHER_OBSERVATIONS = 96
 """The same, where only a mean magnitude is wanted."""
 
@@ -335,8 +337,8 @@ def _channels_first(values: Tensor, wanted: int) -> Callable[[Tensor], Tensor]:
     samples, positions = values.shape[0], math.prod(values.shape[2:])
     row_step = step = 1
     if values.numel() > SAMPLE_ELEMENTS:
-        row_step = math.ceil(samples / max(64, wanted // positions))
-        step = _step(positions, max(1, wanted // math.ceil(samples / row_step)), values.shape[-1])
+        row_step = max(1, samples // max(MANY_SAMPLES, math.ceil(wanted / positions)))
+        step = _step(positions, math.ceil(wanted / math.ceil(samples / row_step)), values.shape[-1])
 
     def take(tensor: Tensor) -> Tensor:
         return tensor.flatten(2)[::row_step, :, ::step]
@@ -345,8 +347,8 @@ def _channels_first(values: Tensor, wanted: int) -> Callable[[Tensor], Tensor]:
 
 
 def _step(length: int, wanted: int, period: int) -> int:
-    """A step that leaves about ``wanted`` and, where it is long, meets every phase of ``period``."""
-    step = math.ceil(length / wanted)
+    """The longest step that leaves ``wanted`` and, unless it is short, meets every phase of ``period``."""
+    step = max(1, length // wanted)
     while step > 3 and math.gcd(step, period) != 1:
-        step += 1
+        step -= 1
     return step
