@@ -22,6 +22,7 @@ FAULTY = {
     "missing_add": ("GF103", Severity.WARNING, "stage3.downsample"),
     "near_identity_blocks": ("GF201", Severity.WARNING, "blocks.7"),
     "overwritten_skip": ("GF203", Severity.WARNING, "blocks.0"),
+    "dead_relu": ("GF301", Severity.ERROR, "act2"),
     "nan_producer": ("GF303", Severity.ERROR, "frontend"),
 }
 HEALTHY = (
