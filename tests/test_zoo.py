@@ -7,12 +7,13 @@ import math
 import pytest
 import zoo
 import zoo_residual
+import zoo_units
 
 import gradflow
 from gradflow.findings import Finding, Severity
 
 SEEDS = (0, 1, 2)
-FAULTY = zoo.FAULTY + zoo_residual.FAULTY
+FAULTY = zoo.FAULTY + zoo_residual.FAULTY + zoo_units.FAULTY
 HEALTHY = zoo.HEALTHY + zoo_residual.HEALTHY
 
 
@@ -47,6 +48,16 @@ def test_healthy_model_gets_silence(case: zoo.Case, seed: int) -> None:
     assert [f"{finding.rule} {finding.location}: {finding.message}" for finding in loud(report)] == []
     trainable = report.parameters[report.parameters["coverage"] != "frozen"]
     assert trainable["gradient_norm"].map(math.isfinite).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", zoo_units.INFORMED, ids=lambda case: case.name)
+def test_what_is_true_and_no_fault_is_info(case: zoo.Case, seed: int) -> None:
+    report = gradflow.inspect(*case.build(seed), seed=seed)
+    assert loud(report) == []
+    said = [finding for finding in report.findings if finding.rule == case.rule]
+    assert [finding.severity for finding in said] == [case.severity]
+    assert said[0].location.first.startswith(case.region)
 
 
 def test_cut_graph_names_the_encoder_and_the_op() -> None:

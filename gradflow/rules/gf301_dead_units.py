@@ -8,7 +8,7 @@ from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, exceeded
 from gradflow.rules.rule import Rule, Threshold
-from gradflow.rules.units import Judged, grouped, output_of, percent, subject
+from gradflow.rules.units import LOSS_OF_GRADIENT, Judged, explains_loss, grouped, output_of, percent, subject
 from gradflow.trace_model import ActivationRecord, LayerRecord, Trace
 
 ENOUGH_OBSERVATIONS = 298
@@ -71,7 +71,7 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
             hint=DORMANT_HINT if worst.record.inactive is None else SHIFTED_HINT,
             value=worst.share,
             threshold=worst.limit.value,
-            evidence=_evidence(worst.record, members),
+            evidence=_evidence(worst.record, members, trace),
         )
 
 
@@ -129,9 +129,10 @@ def _bound(record: ActivationRecord) -> str:
     )
 
 
-def _evidence(record: ActivationRecord, members: Sequence[Judged]) -> Evidence:
+def _evidence(record: ActivationRecord, members: Sequence[Judged], trace: Trace) -> Evidence:
     facts = (
         ("op", record.op),
+        ("cause", LOSS_OF_GRADIENT if explains_loss(trace, members) else None),
         ("activations", len(members)),
         ("units", record.units),
         ("observations", record.observations),

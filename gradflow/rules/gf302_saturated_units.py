@@ -8,7 +8,7 @@ from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, exceeded
 from gradflow.rules.rule import Rule, Threshold
-from gradflow.rules.units import Judged, grouped, percent, subject
+from gradflow.rules.units import LOSS_OF_GRADIENT, Judged, explains_loss, grouped, percent, subject
 from gradflow.trace_model import ActivationRecord, Trace
 
 LIMITS = (
@@ -66,7 +66,7 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
             hint=HINT,
             value=worst.share,
             threshold=worst.limit.value,
-            evidence=_evidence(worst.record, members),
+            evidence=_evidence(worst.record, members, trace),
         )
 
 
@@ -86,9 +86,10 @@ def _edge(record: ActivationRecord) -> str:
     return f" (|z| above {edge})"
 
 
-def _evidence(record: ActivationRecord, members: Sequence[Judged]) -> Evidence:
+def _evidence(record: ActivationRecord, members: Sequence[Judged], trace: Trace) -> Evidence:
     facts = (
         ("op", record.op),
+        ("cause", LOSS_OF_GRADIENT if explains_loss(trace, members) else None),
         ("activations", len(members)),
         ("units", record.units),
         ("observations", record.observations),

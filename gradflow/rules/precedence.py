@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from gradflow.findings import Finding, Severity
 from gradflow.rules.places import Span, span_of
+from gradflow.rules.units import LOSS_OF_GRADIENT
 
 BESIDE = 2
 """An activation stands at most so many rows behind the layer it belongs to: a normalisation between."""
@@ -76,10 +77,11 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     Consequence(cause="GF103", effects=("GF101", "GF102"), region=upstream, only="graph cut"),
     Consequence(cause="GF204", effects=("GF301", "GF302"), region=inside, in_module=True),
     Consequence(cause="GF204", effects=("GF304",), region=downstream),
-    # Units explain a loss of gradient only where they stand all along it: a loss over more layers than theirs
-    # is GF101's own, with saturation as one of its causes.
-    Consequence(cause="GF301", effects=("GF101", "GF304"), region=covers),
-    Consequence(cause="GF302", effects=("GF101", "GF304"), region=covers),
+    # A loss that other layers share is GF101's own, with saturation as one of its causes.
+    Consequence(cause="GF301", effects=("GF101",), region=anywhere, only=LOSS_OF_GRADIENT),
+    Consequence(cause="GF302", effects=("GF101",), region=anywhere, only=LOSS_OF_GRADIENT),
+    Consequence(cause="GF301", effects=("GF304",), region=covers),
+    Consequence(cause="GF302", effects=("GF304",), region=covers),
     # Weights so large that the gradient explodes saturate what they feed.
     Consequence(cause="GF102", effects=("GF302",), region=within),
     # A signal that is lost and a gradient that is lost are one fault; the gradient's name comes first.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gradflow.findings import Location, Severity
-from gradflow.rules.places import fold, place_of, runs
+from gradflow.rules.places import Span, fold, place_of, runs, spans
 from gradflow.rules.rule import Threshold
 from gradflow.trace_model import ActivationRecord, LayerRecord, TensorStatistics, Trace
+
+WHOLE_LOSS = 0.8
+"""Activations that lose this share of ln J explain all of it: layers in between add a little of their own."""
+LOSS_OF_GRADIENT = "loss of gradient"
+"""The ``cause`` in the evidence of a finding that explains the whole loss of gradient along the trunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +62,33 @@ def output_of(record: ActivationRecord, layers: Sequence[LayerRecord]) -> Tensor
     if record.layer is None:
         return None
     return next((layer.activation for layer in layers if layer.order == record.layer), None)
+
+
+def explains_loss(trace: Trace, members: Sequence[Judged]) -> bool:
+    """Tell whether the gradient that the trunk loses is lost at these activations."""
+    where = _positions(trace, members)
+    points = [(p.layer, p.gradient_norm) for p in trace.trunk.points]
+    known = [(position, g) for position, g in points if position is not None and g is not None and g == g]
+    if len(known) < 2 or not known[-1][1]:
+        return False
+    zeros = [k for k, (_, g) in enumerate(known) if g == 0]
+    if zeros:
+        return _between(known[zeros[-1]][0], known[zeros[-1] + 1][0], where)
+    total = math.log(known[-1][1] / known[0][1])
+    here = sum(
+        math.log(after / before)
+        for (start, before), (end, after) in pairwise(known)
+        if _between(start, end, where)
+    )
+    return total > 0 and here >= WHOLE_LOSS * total
+
+
+def _positions(trace: Trace, members: Sequence[Judged]) -> tuple[Span, ...]:
+    known = spans(trace)
+    records = [item.record for item in members]
+    own = [(r.layer, r.layer) if r.layer is not None else known.get(r.name) for r in records]
+    return tuple(span for span in own if span is not None)
+
+
+def _between(start: int, end: int, where: Sequence[Span]) -> bool:
+    return any(first < end and last > start for first, last in where)
