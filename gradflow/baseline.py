@@ -32,6 +32,7 @@ NOISE = 0.1
 """Engineering choice: run to run, on other machines, a finding's number moves by less than this share."""
 
 _DIGITS = re.compile(r"\d+")
+_MAY_BE_LEFT_OUT = ("type", "cause", "value")
 _CONFLICT = ("<<<<<<<", "=======", ">>>>>>>", "|||||||")
 
 Key: TypeAlias = tuple[str, ...]
@@ -205,7 +206,11 @@ def dumps(lines: Iterable[KnownFinding]) -> str:
 
 def _plain(line: KnownFinding) -> dict[str, Any]:
     plain: dict[str, Any] = to_plain(line)
-    return {name: value for name, value in plain.items() if value not in ("", None)}
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in _MAY_BE_LEFT_OUT or value not in ("", None)
+    }
 
 
 def save(lines: Iterable[KnownFinding], path: str | Path) -> None:
@@ -271,7 +276,7 @@ def _known_line(written: str, where: str) -> KnownFinding:
             rule=plain["rule"],
             slug=plain["slug"],
             severity=Severity(plain["severity"]),
-            location=plain.get("location", ""),
+            location=plain["location"],
             type=plain.get("type", ""),
             cause=plain.get("cause", ""),
             value=None if plain.get("value") is None else float(plain["value"]),
