@@ -135,10 +135,10 @@ FAULTY: tuple[Case, ...] = (
         build=shifted(0.6, 32),
         rule="GF301",
         severity=Severity.WARNING,
-        region="features.",
+        region="features",
         exactly=True,
     ),
-    Case(name="D1b", build=shifted(0.98, 128), rule="GF301", severity=Severity.ERROR, region="features."),
+    Case(name="D1b", build=shifted(0.98, 128), rule="GF301", severity=Severity.ERROR, region="features"),
     # 2(1 - Phi(2.5/5)) = .617
     Case(name="S1a", build=scaled(5.0), rule="GF302", severity=Severity.WARNING, region="1", exactly=True),
     # 2(1 - Phi(2.5/40)) = .950
