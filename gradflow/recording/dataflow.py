@@ -26,6 +26,9 @@ INPUT_OP = "input"
 OPAQUE_OP = "opaque"
 ESCAPES = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__"})
 """Ops that take values out of the graph and return no tensor."""
+_NO_OPS = "to contiguous float double half bfloat16 type type_as cpu cuda flatten reshape requires_grad_ resolve_conj"
+MAY_RETURN_ITSELF = frozenset(_NO_OPS.split())
+"""Ops that return their argument as it is where there is nothing to do: that makes no new tensor."""
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _OWN_FOLDER = str(Path(__file__).parent.parent)
 _HELPERS = (_TORCH_FOLDER, _OWN_FOLDER, "<")
@@ -157,7 +160,7 @@ class Dataflow(TorchFunctionMode):
             self._add_origins(tuple(kwargs.values()), inputs, parameters)
         origin, consumed = tuple(inputs), tuple(parameters)
         for tensor in results:
-            if id(tensor) in self._parameters:
+            if id(tensor) in self._parameters or (op in MAY_RETURN_ITSELF and args and tensor is args[0]):
                 continue
             node = self._append(tensor, op, origin, consumed)
             if op[-1] == "_":

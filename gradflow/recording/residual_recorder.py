@@ -152,8 +152,8 @@ class SiteRecorder:
             if earlier is None or earlier.found.kind not in ("identity", "scaled"):
                 continue
             inside = between(earlier.found.source, other.index, nodes)
-            if not any(counts_as_branch(nodes[i], nodes) for i in inside):
-                continue
+            if earlier.node in inside or not any(counts_as_branch(nodes[i], nodes) for i in inside):
+                continue  # made from the sum itself, it is no branch beside the first
             skip = earlier.skip_tensor() if earlier.skip_tensor is not None else None
             whole = (
                 None
@@ -199,7 +199,7 @@ class SiteRecorder:
         site.call = self._calls(node.module)
         node.source = user_source()
         if node.probe is None:
-            node.probe = self._probe(tensor)
+            node.probe = self._probe(_hookable(tensor) if site.in_place else tensor)
         source = self.graph.nodes[site.found.source]
         if source.probe is None:
             alive = self._dataflow.tensor_of(source.index)
@@ -268,6 +268,12 @@ def _through_values(index: int, nodes: Sequence[Node]) -> int:
         if nodes[index].op not in VALUE_OPS or len(data) != 1:
             return index
         index = data[0]
+
+
+def _hookable(tensor: Tensor) -> Tensor:
+    """The tensor, or of a view that was written into its base: a hook on such a view is lost at the next write."""
+    base = tensor._base if tensor._is_view() else None
+    return base if base is not None and base.numel() == tensor.numel() else tensor
 
 
 def _is_closed(found: Branch, nodes: Sequence[Node]) -> bool:

@@ -100,7 +100,7 @@ def _with_numbers(record: ResidualRecord, site: Site, context: _Context) -> Resi
         gradient_norm=gradient,
         source_gradient_norm=source_gradient,
         gradient_ratio=source_gradient / gradient if gradient and source_gradient is not None else None,
-        branch_scale=_scale(site.found.branch, context),
+        branch_scale=_scale(site.found.branch, context) if site.branches == 1 else None,
         skip_scale=_scale(site.found.skip, context) if record.kind == "scaled" else None,
         std=_std(node, context),
         source_std=_std(source, context),
