@@ -11,8 +11,8 @@ from pathlib import Path
 from gradflow.errors import TraceFileError
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text to ``path`` in one step.
+def write_text(path: str | Path, text: str | bytes) -> None:
+    """Write UTF-8 text, or bytes as they are, to ``path`` in one step.
 
     A device or a pipe (``/dev/null``, ``/dev/stdout``) is written to as it is; a symbolic link is followed.
 
@@ -22,7 +22,7 @@ def write_text(path: str | Path, text: str) -> None:
     place = Path(path).resolve()
     if place.exists() and not place.is_file() and not place.is_dir():
         try:
-            place.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+            place.write_bytes(_encoded(text))
         except OSError as error:
             raise _cannot_write(path, error) from error
         return
@@ -30,12 +30,12 @@ def write_text(path: str | Path, text: str) -> None:
     _replace_all({place: text})
 
 
-def write_folder(directory: str | Path, files: Mapping[str, str]) -> None:
+def write_folder(directory: str | Path, files: Mapping[str, str | bytes]) -> None:
     """Write several files into a folder, made if it is missing; none moves in before all are written.
 
     Args:
         directory: The folder.
-        files: Text by file name.
+        files: Text, or bytes, by file name.
 
     Raises:
         TraceFileError: The folder cannot be made or written to.
@@ -73,7 +73,7 @@ def check_folder(directory: str | Path) -> None:
         raise TraceFileError(f"cannot write to {directory}: {nearest} is a file; name a folder")
 
 
-def _replace_all(files: Mapping[Path, str]) -> None:
+def _replace_all(files: Mapping[Path, str | bytes]) -> None:
     for place in files:
         if place.is_dir():
             raise TraceFileError(f"cannot write {place}: it is a folder; choose another place")
@@ -81,7 +81,7 @@ def _replace_all(files: Mapping[Path, str]) -> None:
     try:
         for place, text in files.items():
             staged[place] = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-            staged[place].write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+            staged[place].write_bytes(_encoded(text))
             if place.exists():
                 shutil.copymode(place, staged[place])
         for place, temporary in staged.items():
@@ -92,6 +92,10 @@ def _replace_all(files: Mapping[Path, str]) -> None:
         for temporary in staged.values():
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
 
 
 def _cannot_write(path: str | Path, error: OSError) -> TraceFileError:

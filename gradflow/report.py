@@ -67,18 +67,33 @@ class Report:
 
         return frame(parameter_rows(self.trace), PARAMETER_COLUMNS)
 
-    def to_csv(self, directory: str | Path) -> None:
+    def to_csv(self, directory: str | Path, *, byte_order_mark: bool = False) -> None:
         """Write layers.csv, parameters.csv, findings.csv, trace.json, and residuals.csv where there are any.
 
         Args:
             directory: A folder; made if it is missing. The files appear together or not at all.
+            byte_order_mark: Lead each table with one, for spreadsheets that need it to read UTF-8.
 
         Raises:
             TraceFileError: The folder cannot be made or written to.
         """
         from gradflow.reporters import csv_files
 
-        csv_files.write(self, directory)
+        csv_files.write(self, directory, byte_order_mark=byte_order_mark)
+
+    def to_parquet(self, directory: str | Path) -> None:
+        """Write layers.parquet, parameters.parquet, findings.parquet, and residuals.parquet where there are any.
+
+        Args:
+            directory: A folder; made if it is missing. The files appear together or not at all.
+
+        Raises:
+            UsageError: pyarrow is not installed.
+            TraceFileError: The folder cannot be made or written to.
+        """
+        from gradflow.reporters import parquet_files
+
+        parquet_files.write(self, directory)
 
     def to_json(self, path: str | Path) -> None:
         """Write the whole report as one JSON object (``schema``, ``run``, ``profile`` and flat arrays).

@@ -21,6 +21,7 @@ from gradflow.config import Config
 from gradflow.findings import Finding, Location, Severity
 from gradflow.report import Report
 from gradflow.reporters import JOINT_REPORTERS, github, gitlab, junit, markdown, sarif
+from gradflow.reporters.failed_target import FailedTarget
 from gradflow.reporters.finding_places import fingerprints, source_place, target_file
 from gradflow.rules import RULES
 from tests.screens import SCREENS, make_finding, make_report
@@ -198,27 +199,57 @@ def test_a_finding_stands_at_the_nearest_class_of_the_users(name: str, place: st
 )
 def test_without_a_class_the_target_itself_is_the_place(target: str, file: str) -> None:
     run = make_run(target=target)
-    assert target_file(run) == file
+    assert target_file(target) == file
     found = source_place(at("a"), run)
     assert (found.path if found else "") == file
 
 
+def prints(*findings: Finding, **run: Any) -> tuple[str, ...]:
+    return fingerprints((judged(*findings, **run),))[0]
+
+
 def test_fingerprints_outlive_order_and_numbers() -> None:
     findings = [at("blocks.9"), at("blocks.10"), at("blocks.9", rule="GF204"), at("head")]
-    before = fingerprints(judged(*findings))
+    before = prints(*findings)
     assert len(set(before)) == 4
-    assert fingerprints(judged(*findings[::-1])) == before[::-1]
-    later = [
-        replace(f, location=Location(first=f.location.first.replace("9", "11").replace("10", "12")))
-        for f in findings
-    ]
-    assert fingerprints(judged(*later)) == before
-    assert set(fingerprints(judged(*findings, target="other.py"))).isdisjoint(before)
-    assert set(fingerprints(judged(at("tail")))).isdisjoint(before)
-    louder = [
-        replace(finding, message="other words", value=1.0, severity=Severity.INFO) for finding in findings
-    ]
-    assert fingerprints(judged(*louder)) == before
+    assert prints(*findings[::-1]) == before[::-1]
+    later = [at("blocks.11"), at("blocks.12"), at("blocks.11", rule="GF204"), at("head")]
+    assert prints(*later) == before
+    assert set(prints(*findings, target="other.py")).isdisjoint(before)
+    assert set(prints(at("tail"))).isdisjoint(before)
+    louder = [replace(finding, message="other words", value=1.0) for finding in findings]
+    assert prints(*louder) == before
+
+
+def test_fingerprints_differ_between_two_checks_of_one_target() -> None:
+    both = fingerprints((judged(at("a")), judged(at("a"))))
+    assert [len(each) for each in both] == [1, 1] and both[0] != both[1]
+
+
+def test_a_target_that_failed_is_in_every_form() -> None:
+    failed = (
+        FailedTarget(target="bad.py:build", message="bad.py raised\nat 3: 100%", traceback="File bad.py"),
+    )
+    log = json.loads(sarif.render((), failed))
+    sarif_validator().validate(log)
+    invocation = log["runs"][0]["invocations"][0]
+    assert invocation["executionSuccessful"] is False
+    assert "bad.py raised" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+    text = junit.render(two_targets(), failed)
+    junit_schema().validate(text)
+    suite = ElementTree.fromstring(text.encode())[2]
+    assert (suite.get("name"), suite.get("errors")) == ("bad.py:build", "1")
+    assert suite.findtext("testcase/error") == "File bad.py"
+    entries = json.loads(gitlab.render((), failed))
+    jsonschema.Draft202012Validator(CODE_QUALITY).validate(entries)
+    assert (entries[0]["severity"], entries[0]["location"]["path"]) == ("blocker", "bad.py")
+    first, last = github.render((), failed).splitlines()
+    assert read_command(first)[1:] == (
+        {"file": "bad.py", "title": "bad.py:build was not checked"},
+        "bad.py raised\nat 3: 100%",
+    )
+    assert last == "gradflow: no findings in 0 targets, 1 target not checked"
+    assert "**not checked**: bad.py raised at 3: 100%" in markdown.render_all((), failed)
 
 
 def test_sarif_says_where_what_and_why() -> None:
@@ -371,7 +402,7 @@ def test_every_screen_is_valid_in_every_form(name: str) -> None:
     reports = (SCREENS[name](),)
     check_everything(reports)
     for form, render in JOINT_REPORTERS.items():
-        assert render(reports).endswith("\n"), form
+        assert render(reports, ()).endswith("\n"), form
 
 
 @pytest.mark.parametrize("name", AWKWARD_NAMES)

@@ -86,15 +86,15 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
 def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full at the second file: the first must not have moved in, and nothing is left over."""
     (tmp_path / "a.csv").write_text("old", encoding="utf-8")
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def full_at_b(path: Path, *args: object, **kwargs: object) -> int:
+    def full_at_b(path: Path, content: bytes) -> int:
         if "b.csv" in path.name:
-            write(path, "half", encoding="utf-8")
+            write(path, b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, *args, **kwargs)  # type: ignore[arg-type]
+        return write(path, content)
 
-    monkeypatch.setattr(Path, "write_text", full_at_b)
+    monkeypatch.setattr(Path, "write_bytes", full_at_b)
     with pytest.raises(TraceFileError, match=r"b\.csv: No space left"):
         write_folder(tmp_path, {"a.csv": "new", "b.csv": "new"})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "old"}

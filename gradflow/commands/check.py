@@ -49,6 +49,7 @@ def check(
     form: check_options.Format = None,
     output: options.Output = None,
     csv: check_options.Csv = None,
+    csv_bom: options.CsvBom = False,
     show_all: options.ShowAll = False,
 ) -> int:
     """Check targets and exit with 1 for a finding that nobody accepted.
@@ -63,7 +64,8 @@ def check(
     from gradflow.config_file import read_project
     from gradflow.reporters.github import default_format
 
-    place = delivery(context, form or default_format(os.environ), output, csv, show_all)
+    form = form or default_format(os.environ)
+    place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom, parquet=False)
     plan = make_plan(read_project(), targets or (), given_settings(context.params))
     known = _known(plan, writing=write_baseline)
     with progress_line() as show:

@@ -6,9 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gradflow.checking.outcome import CheckOutcome
 from gradflow.commands.delivery import Delivery
+
+if TYPE_CHECKING:
+    from gradflow.reporters.failed_target import FailedTarget
 
 
 def deliver_check(outcome: CheckOutcome, place: Delivery) -> None:
@@ -26,7 +30,7 @@ def deliver_check(outcome: CheckOutcome, place: Delivery) -> None:
     if place.form == "github":
         from gradflow.reporters.github import write_step_summary
 
-        write_step_summary(outcome.reports, os.environ)
+        write_step_summary(outcome.reports, os.environ, _failed(outcome))
     if place.output is None:
         emit(text, sys.stdout)
     else:
@@ -47,7 +51,19 @@ def _rendered(outcome: CheckOutcome, place: Delivery) -> str:
         )
         return check_screen.render(outcome, screen)
     own = {"json": check_json.render, "csv": check_csv.render}
-    return own[place.form](outcome) if place.form in own else JOINT_REPORTERS[place.form](outcome.reports)
+    if place.form in own:
+        return own[place.form](outcome)
+    return JOINT_REPORTERS[place.form](outcome.reports, _failed(outcome))
+
+
+def _failed(outcome: CheckOutcome) -> list[FailedTarget]:
+    from gradflow.reporters.failed_target import FailedTarget
+
+    return [
+        FailedTarget(target=target.name, message=target.failure.message, traceback=target.failure.trace_text)
+        for target in outcome.targets
+        if target.failure is not None
+    ]
 
 
 def _write_csv(outcome: CheckOutcome, place: Delivery) -> None:
@@ -56,7 +72,7 @@ def _write_csv(outcome: CheckOutcome, place: Delivery) -> None:
     folders = [place.csv] if len(names) == 1 else [place.csv / name for name in folder_names(names)]
     for target, folder in zip(outcome.targets, folders, strict=True):
         if target.report is not None:
-            target.report.to_csv(folder)
+            target.report.to_csv(folder, byte_order_mark=place.csv_bom)
             print(f"wrote {folder}", file=sys.stderr)
 
 

@@ -30,15 +30,26 @@ class Delivery:
     show_all: bool
     command: str
     """The command line, for the table's suggestions."""
+    csv_bom: bool = False
+    """Whether the tables of ``csv`` start with a byte-order mark."""
 
 
 def delivery(
-    context: typer.Context, form: str, output: Path | None, csv: Path | None, show_all: bool
+    context: typer.Context,
+    form: str,
+    output: Path | None,
+    csv: Path | None,
+    show_all: bool,
+    *,
+    csv_bom: bool = False,
+    parquet: bool = True,
 ) -> Delivery:
     """The options about output, checked before anything runs.
 
+    ``parquet`` says whether the command has one table to write so, where the name of ``output`` asks for it.
+
     Raises:
-        UsageError: There is no such format, or no such folder for ``output``.
+        UsageError: There is no such format, or no such folder for ``output``, or no pyarrow for Parquet.
     """
     from gradflow.atomic_files import check_folder, check_place
     from gradflow.reporters import reporters
@@ -51,21 +62,48 @@ def delivery(
         raise UsageError(f"there is no format {form!r}; {meant}--format takes {', '.join(forms)}")
     if output is not None:
         check_place(output)
+        _check_parquet(form, output, possible=parquet)
     if csv is not None:
         check_folder(csv)
+    elif csv_bom:
+        raise UsageError("--csv-bom marks the files of --csv, which is missing: add --csv DIR")
     command = shlex.join(["gradflow", *context.meta.get(ARGUMENTS, ())])
-    return Delivery(form=form, output=output, csv=csv, show_all=show_all, command=command)
+    return Delivery(form=form, output=output, csv=csv, show_all=show_all, command=command, csv_bom=csv_bom)
+
+
+def _check_parquet(form: str, output: Path, *, possible: bool) -> None:
+    from gradflow.reporters.parquet_files import check_installed
+
+    if not _is_parquet(output):
+        return
+    if not possible:
+        raise UsageError(
+            f"{output} asks for Parquet, which a check does not write; --csv DIR writes its tables"
+        )
+    if form != "table":
+        raise UsageError(f"{output} asks for Parquet and --format for {form}: leave one of them out")
+    check_installed()
+
+
+def _is_parquet(output: Path) -> bool:
+    return output.suffix == ".parquet"
 
 
 def judged_by(select: list[str] | None, ignore: list[str] | None, fail_on: Severity | None) -> Config:
-    """The options about rules, checked before anything runs.
+    """The options about rules, checked before anything runs; without one, what pyproject.toml says for all targets.
 
     Raises:
-        UsageError: A code selects no rule.
+        UsageError: A code selects no rule, or pyproject.toml is not understood.
     """
+    from gradflow.config_file import read_project
     from gradflow.rules import select_rules
 
-    config = Config(select=_codes(select) or Config().select, ignore=_codes(ignore), fail_on=fail_on)
+    said = read_project().values
+    config = Config(
+        select=_codes(select) or said.get("select", Config().select),
+        ignore=_codes(ignore) or said.get("ignore", ()),
+        fail_on=fail_on,
+    )
     select_rules(config.select, config.ignore)
     return config
 
@@ -82,22 +120,31 @@ def deliver(report: Report, place: Delivery) -> None:
         TraceFileError: A file cannot be written.
     """
     from gradflow.atomic_files import write_text
-    from gradflow.reporters import reporters
-    from gradflow.reporters.screen import Screen, emit, wants_colour, width_of
+    from gradflow.reporters import parquet_files
+    from gradflow.reporters.screen import emit
 
-    to_stdout = place.output is None
-    screen = Screen(
-        width=width_of(sys.stdout),
-        colour=to_stdout and wants_colour(sys.stdout),
-        show_all=place.show_all,
-        command=place.command,
-    )
-    text = reporters(screen)[place.form](report)
+    text = _text(report, place)
     if place.csv is not None:
-        report.to_csv(place.csv)
+        report.to_csv(place.csv, byte_order_mark=place.csv_bom)
         print(f"wrote {place.csv}", file=sys.stderr)
     if place.output is None:
         emit(text, sys.stdout)
         return
-    write_text(place.output, text)
+    if _is_parquet(place.output):
+        write_text(place.output, parquet_files.render(report, parquet_files.table_of(place.output)))
+    else:
+        write_text(place.output, text)
     print(f"wrote {place.output}", file=sys.stderr)
+
+
+def _text(report: Report, place: Delivery) -> str:
+    from gradflow.reporters import reporters
+    from gradflow.reporters.screen import Screen, wants_colour, width_of
+
+    screen = Screen(
+        width=width_of(sys.stdout),
+        colour=place.output is None and wants_colour(sys.stdout),
+        show_all=place.show_all,
+        command=place.command,
+    )
+    return reporters(screen)[place.form](report)

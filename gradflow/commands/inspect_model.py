@@ -29,6 +29,7 @@ def inspect(
     form: options.Format = "table",
     output: options.Output = None,
     csv: options.Csv = None,
+    csv_bom: options.CsvBom = False,
     show_all: options.ShowAll = False,
 ) -> int:
     """Run a model forward and backward once and say where its gradient goes.
@@ -37,7 +38,7 @@ def inspect(
     """
     from gradflow.analyzer import analyze
 
-    place = delivery(context, form, output, csv, show_all)
+    place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom)
     config = judged_by(select, ignore, fail_on)
     with progress_line() as show:
         show("importing torch")

@@ -105,7 +105,9 @@ Format: TypeAlias = Annotated[
 Output: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Write the report there instead of standard output.", rich_help_panel=_OUTPUT
+        metavar="FILE",
+        help="Write the report there instead of standard output; layers.parquet writes that table as Parquet.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 Csv: TypeAlias = Annotated[
@@ -113,6 +115,14 @@ Csv: TypeAlias = Annotated[
     typer.Option(
         metavar="DIR",
         help="Also write layers.csv, parameters.csv, findings.csv and trace.json there.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+CsvBom: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--csv-bom",
+        help="Lead the files of --csv with a byte-order mark, for spreadsheets that need one.",
         rich_help_panel=_OUTPUT,
     ),
 ]

@@ -20,13 +20,14 @@ def report(
     form: options.Format = "table",
     output: options.Output = None,
     csv: options.Csv = None,
+    csv_bom: options.CsvBom = False,
     show_all: options.ShowAll = False,
 ) -> int:
     """Show a saved trace again, in any format, without the model or torch."""
     from gradflow import trace_file
     from gradflow.analyzer import analyze
 
-    place = delivery(context, form, output, csv, show_all)
+    place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom)
     config = judged_by(select, ignore, fail_on)
     judged = analyze(trace_file.load(trace), config)
     deliver(judged, place)

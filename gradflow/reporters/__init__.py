@@ -8,20 +8,20 @@ from typing import TypeAlias
 
 from gradflow.report import Report
 from gradflow.reporters import csv_files, github, gitlab, json_file, junit, markdown, sarif, terminal
+from gradflow.reporters.failed_target import FailedTarget
 from gradflow.reporters.screen import Screen
 
 Reporter: TypeAlias = Callable[[Report], str]
-JointReporter: TypeAlias = Callable[[Sequence[Report]], str]
+JointReporter: TypeAlias = Callable[[Sequence[Report], Sequence[FailedTarget]], str]
 
 JOINT_REPORTERS: dict[str, JointReporter] = {
-    "json": json_file.render_all,
     "markdown": markdown.render_all,
     "sarif": sarif.render,
     "junit": junit.render,
     "github": github.render,
     "gitlab": gitlab.render,
 }
-"""The forms that hold the reports of several targets in one text, by their ``--format`` name."""
+"""The forms that hold the reports of several targets, and those that have none, by their ``--format`` name."""
 
 
 def reporters(screen: Screen) -> dict[str, Reporter]:
@@ -39,4 +39,4 @@ def reporters(screen: Screen) -> dict[str, Reporter]:
 
 
 def _alone(render: JointReporter, report: Report) -> str:
-    return render((report,))
+    return render((report,), ())

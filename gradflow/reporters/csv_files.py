@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from gradflow.plain_values import spell
 from gradflow.report import Report
 from gradflow.trace_file import Cell, Row
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+BYTE_ORDER_MARK = "\ufeff"
+"""By which some spreadsheets tell UTF-8 from an older encoding."""
+# The full-width forms too: some spreadsheets read them as the plain ones.
+_FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001
+# Control characters, and what else ends a line or hides: a cell is one line, and shows all it holds.
+_ESCAPED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 
 def render(report: Report) -> str:
@@ -22,13 +28,17 @@ def render(report: Report) -> str:
     return csv_text(trace_file.layer_rows(report.trace), LAYER_COLUMNS)
 
 
-def write(report: Report, directory: str | Path) -> None:
+def write(report: Report, directory: str | Path, *, byte_order_mark: bool = False) -> None:
     """Write every table and the trace into a folder, together or not at all.
 
     Raises:
         TraceFileError: The folder cannot be made or written to.
     """
-    write_folder(directory, files(report))
+    mark = BYTE_ORDER_MARK if byte_order_mark else ""
+    texts = files(report)
+    write_folder(
+        directory, {name: mark + text if name.endswith(".csv") else text for name, text in texts.items()}
+    )
 
 
 def files(report: Report) -> dict[str, str]:
@@ -66,5 +76,5 @@ def _cell(cell: Cell) -> str:
 
 def _harmless(text: str) -> str:
     """Text on one line that no spreadsheet takes for a formula: these are led by an apostrophe."""
-    quoted = f"'{text}" if text.startswith(_FORMULA_STARTS) else text
-    return quoted.replace("\r", "\\r").replace("\n", "\\n")
+    shown = _ESCAPED.sub(lambda found: repr(found[0])[1:-1], text)
+    return f"'{shown}" if shown.startswith(_FORMULA_STARTS) else shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradflow.findings import Finding
@@ -36,39 +37,38 @@ def source_place(finding: Finding, run: RunInfo) -> SourcePlace | None:
     path, _, line = sources.get(name, "").rpartition(":")
     if path:
         return SourcePlace(path=path, line=int(line))
-    file = target_file(run)
+    file = target_file(run.target)
     return SourcePlace(path=file, line=1) if file else None
 
 
-def target_file(run: RunInfo) -> str:
+def target_file(target: str) -> str:
     """ "models/net.py" of the target "./models/net.py:build"; "" for a target that is no file."""
-    head, suffix, tail = run.target.rpartition(".py")
+    head, suffix, tail = target.rpartition(".py")
     if not suffix or (tail and not tail.startswith(":")):
         return ""
     return f"{head}.py".replace("\\", "/").removeprefix("./")
 
 
-def fingerprints(report: Report) -> tuple[str, ...]:
-    """One text a finding, in their order, by which a later run knows it again; no two are equal.
+def fingerprints(reports: Sequence[Report]) -> tuple[tuple[str, ...], ...]:
+    """One text a finding of each report, in their order, by which a later run knows it; no two are equal.
 
     It is made from target, rule and place. Numbers in the place do not count, so that a layer put in before it
     does not make an old finding new; findings that are then alike are counted in the order of their places.
     """
-    keys = [_key(report, finding) for finding in report.findings]
-    places = sorted(
-        range(len(keys)), key=lambda at: (keys[at], _natural(str(report.findings[at].location)), at)
-    )
+    every = [(report.trace.run, finding) for report in reports for finding in report.findings]
+    keys = [_key(run, finding) for run, finding in every]
     seen: Counter[str] = Counter()
-    nth = {}
-    for at in places:
-        nth[at] = seen[keys[at]]
+    known = [""] * len(keys)
+    for at in sorted(range(len(keys)), key=lambda at: (keys[at], _natural(str(every[at][1].location)), at)):
+        known[at] = _digest(f"{keys[at]}\n{seen[keys[at]]}")
         seen[keys[at]] += 1
-    return tuple(_digest(f"{key}\n{nth[at]}") for at, key in enumerate(keys))
+    ordered = iter(known)
+    return tuple(tuple(next(ordered) for _ in report.findings) for report in reports)
 
 
-def _key(report: Report, finding: Finding) -> str:
+def _key(run: RunInfo, finding: Finding) -> str:
     place = _NUMBER.sub("#", str(finding.location))
-    return "\n".join((report.trace.run.target, finding.rule, place))
+    return "\n".join((run.target, finding.rule, place))
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:

@@ -9,7 +9,8 @@ from gradflow.atomic_files import write_text
 from gradflow.findings import Finding, Severity
 from gradflow.report import Report
 from gradflow.reporters import markdown
-from gradflow.reporters.finding_places import source_place
+from gradflow.reporters.failed_target import FailedTarget
+from gradflow.reporters.finding_places import source_place, target_file
 from gradflow.reporters.finding_text import sentences, title
 from gradflow.reporters.number_text import count_text
 from gradflow.reporters.terminal_findings import counted
@@ -24,8 +25,8 @@ def default_format(environ: Mapping[str, str]) -> str:
     return "github" if environ.get("GITHUB_ACTIONS") == "true" else "table"
 
 
-def render(reports: Sequence[Report]) -> str:
-    """One annotation a finding that no baseline knows, and one line in words.
+def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> str:
+    """One annotation a target that failed and a finding that no baseline knows, and one line in words.
 
     The worst come first, for GitHub shows ten of a kind in a step.
     """
@@ -36,17 +37,29 @@ def render(reports: Sequence[Report]) -> str:
     targets = (
         count_text(len(reports), "target") if len(reports) != 1 else one_line(reports[0].trace.run.target)
     )
-    lines = [_annotation(finding, run) for run, finding in said]
+    lines = [*map(_failure, failed), *(_annotation(finding, run) for run, finding in said)]
     known = f" ({len(every) - len(said)} more in the baseline)" if len(every) > len(said) else ""
-    return "\n".join([*lines, f"gradflow: {counted(findings) or 'no findings'} in {targets}{known}"]) + "\n"
+    missing = f", {count_text(len(failed), 'target')} not checked" if failed else ""
+    words = f"gradflow: {counted(findings) or 'no findings'} in {targets}{known}{missing}"
+    return "\n".join([*lines, words]) + "\n"
 
 
 def _annotation(finding: Finding, run: RunInfo) -> str:
     source = source_place(finding, run)
     place = {"file": source.path, "line": str(source.line)} if source is not None else {}
     properties = place | {"title": title(finding)}
+    return _command(COMMANDS[finding.severity], properties, "\n".join(sentences(finding)))
+
+
+def _failure(failed: FailedTarget) -> str:
+    file = target_file(failed.target)
+    place = {"file": file} if file else {}
+    return _command("error", place | {"title": f"{one_line(failed.target)} was not checked"}, failed.message)
+
+
+def _command(name: str, properties: Mapping[str, str], message: str) -> str:
     listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-    return f"::{COMMANDS[finding.severity]} {listed}::{_data(chr(10).join(sentences(finding)))}"
+    return f"::{name} {listed}::{_data(message)}"
 
 
 def _data(text: str) -> str:
@@ -58,12 +71,15 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def write_step_summary(reports: Sequence[Report], environ: Mapping[str, str]) -> bool:
+def write_step_summary(
+    reports: Sequence[Report], environ: Mapping[str, str], failed: Sequence[FailedTarget] = ()
+) -> bool:
     """Add the Markdown form to the page of the workflow run; say whether there is one.
 
     Args:
         reports: One a target.
         environ: The environment; GITHUB_STEP_SUMMARY names the file.
+        failed: The targets that have no report.
 
     Raises:
         TraceFileError: The file cannot be written.
@@ -73,5 +89,5 @@ def write_step_summary(reports: Sequence[Report], environ: Mapping[str, str]) ->
         return False
     path = Path(place)
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    write_text(path, before + markdown.render_all(reports))
+    write_text(path, before + markdown.render_all(reports, failed))
     return True

@@ -11,20 +11,33 @@ from typing import Any
 
 from gradflow.findings import Finding, Severity
 from gradflow.report import Report
-from gradflow.reporters.finding_places import SourcePlace, fingerprints, source_place
+from gradflow.reporters.failed_target import FailedTarget
+from gradflow.reporters.finding_places import SourcePlace, fingerprints, source_place, target_file
 from gradflow.reporters.finding_text import place, sentences
+from gradflow.reporters.text_lines import one_line
 
 SEVERITIES = {Severity.ERROR: "critical", Severity.WARNING: "major", Severity.INFO: "info"}
 
 
-def render(reports: Sequence[Report]) -> str:
-    """One array, an object a finding; all ASCII."""
+def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> str:
+    """One array, an object a finding and one a target that failed; all ASCII."""
     entries = [
         _entry(report, finding, fingerprint)
-        for report in reports
-        for finding, fingerprint in zip(report.findings, fingerprints(report), strict=True)
+        for report, known_as in zip(reports, fingerprints(reports), strict=True)
+        for finding, fingerprint in zip(report.findings, known_as, strict=True)
     ]
+    entries += [_failure(target, at) for at, target in enumerate(failed)]
     return json.dumps(entries, indent=1) + "\n"
+
+
+def _failure(failed: FailedTarget, at: int) -> dict[str, Any]:
+    return {
+        "description": f"{one_line(failed.target)} was not checked: {one_line(failed.message)}",
+        "check_name": "not-checked",
+        "fingerprint": f"not-checked-{at}-{failed.target}",
+        "severity": "blocker",
+        "location": {"path": target_file(failed.target) or failed.target, "lines": {"begin": 1}},
+    }
 
 
 def _entry(report: Report, finding: Finding, fingerprint: str) -> dict[str, Any]:

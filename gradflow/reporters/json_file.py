@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from gradflow.findings import Finding
 from gradflow.plain_values import to_plain
 from gradflow.report import Report
 from gradflow.trace_file import finding_rows, layer_rows, parameter_rows, residual_rows
-from gradflow.trace_model import SCHEMA_VERSION
 
 
 def render(report: Report) -> str:
@@ -20,12 +18,6 @@ def render(report: Report) -> str:
     "-Infinity"; not measured is ``null``.
     """
     return json.dumps(to_plain(contents(report)), allow_nan=False, indent=1) + "\n"
-
-
-def render_all(reports: Sequence[Report]) -> str:
-    """One object for several targets: ``schema`` and ``reports``, an array of what :func:`render` writes."""
-    whole = {"schema": SCHEMA_VERSION, "reports": [contents(report) for report in reports]}
-    return json.dumps(to_plain(whole), allow_nan=False, indent=1) + "\n"
 
 
 def contents(report: Report) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from gradflow.findings import Finding, Severity
 from gradflow.report import Report
+from gradflow.reporters.failed_target import FailedTarget
 from gradflow.reporters.finding_places import source_place
 from gradflow.reporters.finding_text import place, sentences
 from gradflow.reporters.number_text import count_text
@@ -19,12 +20,13 @@ from gradflow.trace_model import RunInfo
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def render(reports: Sequence[Report]) -> str:
+def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> str:
     """One document. A rule fails where a finding is at or above the run's ``fail_on``, error without one.
 
     Findings below it, and those that a baseline knows, stand in the case's ``system-out``.
+    A target that failed is a suite with one error.
     """
-    suites = [_suite(report) for report in reports]
+    suites = [*(_suite(report) for report in reports), *map(_failed_suite, failed)]
     root = ElementTree.Element("testsuites", {"name": "gradflow"} | _totals(suites))
     root.extend(suites)
     ElementTree.indent(root)
@@ -49,6 +51,17 @@ def _suite(report: Report) -> ElementTree.Element:
     )
     suite.append(_properties(run))
     suite.extend(cases)
+    return suite
+
+
+def _failed_suite(failed: FailedTarget) -> ElementTree.Element:
+    name = _xml(failed.target)
+    suite = ElementTree.Element(
+        "testsuite", {"name": name, "tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
+    )
+    case = ElementTree.SubElement(suite, "testcase", {"name": "run", "classname": name})
+    what = {"message": _xml(one_line(failed.message)), "type": "not checked"}
+    ElementTree.SubElement(case, "error", what).text = _xml(failed.traceback or failed.message)
     return suite
 
 

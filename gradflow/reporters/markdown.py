@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradflow.findings import Finding
+from gradflow.findings import Finding, Severity
 from gradflow.report import Report
+from gradflow.reporters.failed_target import FailedTarget
 from gradflow.reporters.layer_choice import shown
 from gradflow.reporters.markdown_text import escaped, size, table
 from gradflow.reporters.number_text import count_text
@@ -50,21 +51,31 @@ def render(report: Report) -> str:
     return render_all((report,))
 
 
-def render_all(reports: Sequence[Report]) -> str:
+def render_all(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> str:
     """One comment for several targets, each with its share of what a comment can hold."""
-    room = (LIMIT - size([MARKER])) // max(len(reports), 1) - 2
+    room = (LIMIT - size([MARKER])) // max(len(reports) + len(failed), 1) - 2
     if room < _LEAST:
-        return _listed(reports)
-    parts = ["\n".join(_report(report, room)).rstrip("\n") for report in reports]
+        return _listed(reports, failed)
+    sections = [*(_failure(target) for target in failed), *(_report(report, room) for report in reports)]
+    parts = ["\n".join(section).rstrip("\n") for section in sections]
     text = "\n".join([MARKER, "\n\n".join(parts) or "gradflow: no target."]) + "\n"
-    return text if size([text]) <= LIMIT else _listed(reports)
+    return text if size([text]) <= LIMIT else _listed(reports, failed)
 
 
-def _listed(reports: Sequence[Report]) -> str:
+def _failure(failed: FailedTarget) -> list[str]:
+    return [f"## gradflow: {escaped(failed.target)}", "", _not_checked(failed), ""]
+
+
+def _not_checked(failed: FailedTarget) -> str:
+    return f"{MARKS[Severity.ERROR]} **not checked**: {escaped(failed.message)}"
+
+
+def _listed(reports: Sequence[Report], failed: Sequence[FailedTarget]) -> str:
     """A line a target, worst first, as many as fit."""
     ordered = sorted(reports, key=lambda report: -(-1 if report.worst is None else report.worst.rank))
-    rows = [(escaped(report.trace.run.target), _verdict(report)) for report in ordered]
-    heading = [MARKER, f"## gradflow: {count_text(len(reports), 'target')}", ""]
+    rows = [(escaped(target.target), _not_checked(target)) for target in failed]
+    rows += [(escaped(report.trace.run.target), _verdict(report)) for report in ordered]
+    heading = [MARKER, f"## gradflow: {count_text(len(rows), 'target')}", ""]
     listed = table(("target", "verdict"), rows, left=2, room=LIMIT - size(heading), rest="the job's log")
     return "\n".join([*heading, *listed]) + "\n"
 

@@ -16,6 +16,7 @@ from gradflow._version import __version__
 from gradflow.findings import Finding, Severity
 from gradflow.plain_values import to_plain
 from gradflow.report import Report
+from gradflow.reporters.failed_target import FailedTarget
 from gradflow.reporters.finding_places import SourcePlace, fingerprints, source_place
 from gradflow.reporters.finding_text import place, sentences
 from gradflow.reporters.text_lines import one_line
@@ -28,8 +29,8 @@ SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
 
 
-def render(reports: Sequence[Report]) -> str:
-    """One log with one run; all ASCII."""
+def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> str:
+    """One log with one run; all ASCII. Targets that failed are notifications of the tool."""
     rules = _rules(reports)
     driver = {
         "name": "gradflow",
@@ -40,10 +41,22 @@ def render(reports: Sequence[Report]) -> str:
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
+        "invocations": [_invocation(failed)],
         "results": _results(reports, [rule["id"] for rule in rules]),
     }
     log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(to_plain(log), allow_nan=False, indent=1) + "\n"
+
+
+def _invocation(failed: Sequence[FailedTarget]) -> dict[str, Any]:
+    notes = [
+        {
+            "level": "error",
+            "message": {"text": _message(f"{target.target} was not checked: {target.message}")},
+        }
+        for target in failed
+    ]
+    return {"executionSuccessful": not failed, "toolExecutionNotifications": notes}
 
 
 def _rules(reports: Sequence[Report]) -> list[dict[str, Any]]:
@@ -84,8 +97,8 @@ def _pascal(slug: str) -> str:
 def _results(reports: Sequence[Report], codes: Sequence[str]) -> list[dict[str, Any]]:
     results = [
         _result(report, finding, fingerprint, codes)
-        for report in reports
-        for finding, fingerprint in zip(report.findings, fingerprints(report), strict=True)
+        for report, known_as in zip(reports, fingerprints(reports), strict=True)
+        for finding, fingerprint in zip(report.findings, known_as, strict=True)
     ]
     known = [finding.known for report in reports for finding in report.findings]
     if any(known):  # a log says it of every result, or of none

@@ -1,0 +1,15 @@
+"""A target of a check that has no report, for the forms that must not pass it over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedTarget:
+    """Why a target could not be checked: it was not understood, or its own code raised."""
+
+    target: str
+    message: str
+    traceback: str = ""
+    """The user's own, trimmed; empty where there is none."""
