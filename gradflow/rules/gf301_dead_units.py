@@ -62,7 +62,7 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
             location=location,
             message=(
                 f"{percent(worst.share)} of the {worst.record.units} units are {_state(worst.record)} in "
-                f"{subject(members)} {location or 'the model'}{' at worst' if len(members) > 1 else ''} "
+                f"{subject(members)} {str(location) or 'the model'}{' at worst' if len(members) > 1 else ''} "
                 f"({worst.limit.severity} above {percent(worst.limit.value)})"
                 + (_bound(worst.record) if few else "")
                 + worst.because

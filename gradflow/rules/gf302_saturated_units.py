@@ -57,7 +57,7 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
             location=location,
             message=(
                 f"{percent(worst.share)} of the elements are saturated{_edge(worst.record)} in "
-                f"{subject(members)} {location or 'the model'}{' at worst' if len(members) > 1 else ''} "
+                f"{subject(members)} {str(location) or 'the model'}{' at worst' if len(members) > 1 else ''} "
                 f"({worst.limit.severity} above {percent(worst.limit.value)})"
                 + (f"; {percent(stuck)} of the units never leave one side" if stuck else "")
                 + worst.because
