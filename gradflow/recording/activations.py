@@ -289,9 +289,8 @@ def _gathered(places: Sequence[tuple[Tensor, int]]) -> Tensor:
     for identity, chunk in chunks.items():
         starts[identity] = start
         start += len(chunk)
-    index = torch.tensor([starts[id(chunk)] + row for chunk, row in places])
     whole = torch.cat(tuple(chunks.values()))
-    return whole[index.to(whole.device)]
+    return whole[torch.tensor([starts[id(chunk)] + row for chunk, row in places], device=whole.device)]
 
 
 def _measured(names: Sequence[str], row: Sequence[float]) -> dict[str, float]:

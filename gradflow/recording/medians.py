@@ -13,12 +13,13 @@ from gradflow.trace_model import (
     Coverage,
     LayerRecord,
     ParameterRecord,
+    ResidualRecord,
     TensorStatistics,
     Trunk,
     TrunkPoint,
 )
 
-RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord, ActivationRecord)
+RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord, ActivationRecord, ResidualRecord)
 CoveredT = TypeVar("CoveredT", LayerRecord, ParameterRecord)
 
 STATISTICS = tuple(field.name for field in fields(TensorStatistics))
@@ -31,6 +32,20 @@ PARAMETER_NUMBERS = (
     "elasticity",
     "gradient_ratio",
     "value_nonfinite",
+)
+SITE_NUMBERS = (
+    "skip_norm",
+    "branch_norm",
+    "rho",
+    "cosine",
+    "block_influence",
+    "gradient_norm",
+    "source_gradient_norm",
+    "gradient_ratio",
+    "branch_scale",
+    "skip_scale",
+    "std",
+    "source_std",
 )
 ACTIVATION_NUMBERS = ("inactive", "sunk", "always_active", "dormant", "saturated", "stuck")
 WORST = frozenset({"nonfinite", "gradient_nonfinite", "value_nonfinite"})
@@ -46,7 +61,7 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
         layers=_renumbered(_joined([step.layers for step in steps], _layer_key, _median_layer)),
         parameters=_joined([step.parameters for step in steps], lambda row: row.name, _median_parameter),
         trunk=_median_trunk([step.trunk for step in steps]),
-        residuals=steps[0].residuals,
+        residuals=_joined([step.residuals for step in steps], _site_key, _median_site),
         activations=_joined([step.activations for step in steps], _activation_key, _median_activation),
         loss=statistics.median(losses) if losses else None,
     )
@@ -54,6 +69,14 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
 
 def _activation_key(row: ActivationRecord) -> Hashable:
     return (row.name, row.call, row.index, row.op)
+
+
+def _site_key(row: ResidualRecord) -> Hashable:
+    return (row.name, row.call, row.index, row.kind)
+
+
+def _median_site(rows: Sequence[ResidualRecord]) -> ResidualRecord:
+    return replace(rows[0], **_medians(rows, SITE_NUMBERS))
 
 
 def _layer_key(row: LayerRecord) -> Hashable:

@@ -20,11 +20,12 @@ from gradflow.recording.residual_ops import (
     counts_as_branch,
     data_inputs,
 )
-from gradflow.recording.residual_sites import Branch, Graph, between, find_branch
+from gradflow.recording.residual_sites import Branch, Graph, between, find_bare, find_shaped
 from gradflow.recording.site_measures import OperandProducts, operand_products
 from gradflow.recording.tensor_stats import is_transformed
 from gradflow.trace_model import OverwrittenSkip
 
+Finder = Callable[[int, int, Graph], Branch | None]
 SMALL_FACTOR = 4_096
 """A factor that is a tensor (a stochastic-depth mask) is read up to this many elements."""
 
@@ -108,8 +109,10 @@ class SiteRecorder:
             return
         in_place = op.endswith("_") and op not in ("__add__", "__radd__")
         if left.shape == right.shape:
-            self._pending = self._plain(operands, left, right, in_place) or self._joined(
-                operands, left, right, in_place
+            self._pending = (
+                self._plain(find_bare, operands, left, right, in_place)
+                or self._joined(operands, left, right, in_place)
+                or self._plain(find_shaped, operands, left, right, in_place)
             )
         else:
             self._pending = self._broadcast(left, right, in_place)
@@ -128,8 +131,10 @@ class SiteRecorder:
         if args and tensor is args[0] and node.from_data and node.op not in VALUE_OPS:
             self._overwrites[node.index] = _Overwrite(tuple(self._scopes), user_frames())
 
-    def _plain(self, operands: Sequence[Tensor], left: Node, right: Node, in_place: bool) -> Site | None:
-        found = find_branch(left.index, right.index, self.graph)
+    def _plain(
+        self, find: Finder, operands: Sequence[Tensor], left: Node, right: Node, in_place: bool
+    ) -> Site | None:
+        found = find(left.index, right.index, self.graph)
         if found is None:
             return None
         skip, branch = operands if found.skip == left.index else operands[::-1]
@@ -179,8 +184,8 @@ class SiteRecorder:
 
     def _broadcast(self, left: Node, right: Node, in_place: bool) -> Site | None:
         """A stream that the add expands, in a dimension other than the batch: hardly ever meant."""
-        found = find_branch(left.index, right.index, self.graph)
-        if found is None or found.kind not in ("identity", "scaled"):
+        found = find_bare(left.index, right.index, self.graph)
+        if found is None:
             return None
         skip, branch = (left, right) if found.skip == left.index else (right, left)
         if len(skip.shape) > len(branch.shape) or not _expands(skip.shape, branch.shape):

@@ -57,12 +57,13 @@ class Branch:
     shortcut: tuple[int, ...]
 
 
-def find_branch(left: int, right: int, graph: Graph) -> Branch | None:
-    """Describe the add of two nodes as a residual, or None where it is none."""
-    for skip, branch in ((left, right), (right, left)):
-        found = _bare(skip, branch, graph)
-        if found is not None:
-            return found
+def find_bare(left: int, right: int, graph: Graph) -> Branch | None:
+    """Describe the add of two nodes where one is a tensor that the other was made from, a factor apart."""
+    return _bare(left, right, graph) or _bare(right, left, graph)
+
+
+def find_shaped(left: int, right: int, graph: Graph) -> Branch | None:
+    """Describe the add of two nodes where one is such a tensor made to fit, or gated."""
     for skip, branch in ((left, right), (right, left)):
         found = _gated(skip, branch, graph) or _projection(skip, branch, graph)
         if found is not None:
