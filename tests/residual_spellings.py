@@ -202,6 +202,9 @@ DECOYS: dict[str, Forward] = {
 """No site in any of these."""
 
 AFTER_A_BLOCK: dict[str, Forward] = {
+    "x + relu(x)": lambda m, x: (lambda y: y + torch.relu(y))(x + m.f(x)),
+    "a polynomial": lambda m, x: polynomial(x + m.f(x)),
+    "constants of its shape": lambda m, x: (lambda y: y + torch.ones_like(y))(x + m.f(x)),
     "a bias": lambda m, x: x + m.f(x) + m.gamma,
     "positions": lambda m, x: (x + m.f(x)) + m.positions,
 }
