@@ -41,6 +41,7 @@ format: $(DEV) ## Let ruff mend what it can
 
 bench: $(DEV) ## What watching costs, and how long a start takes; wants a quiet machine
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/overhead.py
 
 readme: $(RUNTIME) ## Renew the screen in README.md from the real program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,28 @@ def test_a_saved_trace_is_judged_by_the_file_but_for_what_is_typed(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["report", "trace.json", "--fail-on", "error", *options])
     assert result.exit_code == code, result.stderr
+
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "ci.md"
+
+
+def test_the_page_lists_every_setting() -> None:
+    table = re.findall(r"^\| `([\w-]+)` \| (both|target|project) \|", DOCS.read_text(encoding="utf-8"), re.M)
+    places = {(True, True): "both", (False, True): "target", (True, False): "project"}
+    assert table == [
+        *((key.name, places[key.project, key.target]) for key in KEYS),
+        ("per-module-ignores", "both"),
+    ]
+
+
+def test_the_examples_of_the_page_are_understood(tmp_path: Path) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+    assert len(examples) == 3
+    for number, example in enumerate(examples):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        named = '\n[tool.gradflow.targets.student]\ntarget = "a.py"\n' if "student" in example else ""
+        (folder / "pyproject.toml").write_text(example + named, encoding="utf-8")
+        project = read_project(folder)
+        assert project.targets
+        assert make_plan(project, (), {}).targets

@@ -25,6 +25,8 @@ class CheckedTarget:
     """One target, judged; or why it could not be."""
 
     name: str
+    target: str
+    """As it was given, or as its table says: "model.py:NAME"."""
     report: Report | None = None
     """With the findings that stand: new ones, known ones marked, failed gates; no ignored ones."""
     failure: TargetFailure | None = None
@@ -83,17 +85,18 @@ def judge(plan: CheckPlan, runs: Sequence[TargetRun], known: Sequence[KnownFindi
 
 def _checked(plan: TargetPlan, run: TargetRun, known: Sequence[KnownFinding]) -> CheckedTarget:
     if run.report is None:
-        return CheckedTarget(name=run.name, failure=run.failure)
+        return CheckedTarget(name=run.name, target=plan.target, failure=run.failure)
     kept, ignored = set_aside(run.report.findings, plan.ignores)
     compared = baseline.compare(plan.name, kept, run.report.trace, known, codes=_codes(plan))
     try:
         gates = _gates(plan, run.report)
     except GradflowError as error:
         failure = TargetFailure(exit_code=error.exit_code, message=str(error))
-        return CheckedTarget(name=run.name, failure=failure)
+        return CheckedTarget(name=run.name, target=plan.target, failure=failure)
     failed = tuple(gate_finding(result, run.report.trace) for result in gates if result.fails)
     return CheckedTarget(
         name=run.name,
+        target=plan.target,
         report=replace(run.report, findings=(*compared.findings, *failed)),
         ignored=ignored,
         gone=compared.gone,

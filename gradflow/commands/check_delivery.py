@@ -60,7 +60,9 @@ def _failed(outcome: CheckOutcome) -> list[FailedTarget]:
     from gradflow.reporters.failed_target import FailedTarget
 
     return [
-        FailedTarget(target=target.name, message=target.failure.message, traceback=target.failure.trace_text)
+        FailedTarget(
+            target=target.target, message=target.failure.message, traceback=target.failure.trace_text
+        )
         for target in outcome.targets
         if target.failure is not None
     ]

@@ -13,10 +13,10 @@ from gradflow.trace_model import SCHEMA_VERSION
 
 
 def render(outcome: CheckOutcome) -> str:
-    """``schema``, ``exit_code``, ``targets`` in their order, and ``unused_ignores``; all ASCII.
+    """``schema``, ``exit_code``, ``targets`` in their order, ``unused_ignores`` and ``stale``; all ASCII.
 
-    A target has ``name``, ``exit_code`` and ``error`` (null where it ran), then what the JSON of ``inspect``
-    has, then ``ignored``, ``gone`` and ``gates``. Each of its findings says whether it is ``known``.
+    A target has ``name``, ``target``, ``exit_code`` and ``error`` (null where it ran), then what the JSON of
+    ``inspect`` has, then ``ignored``, ``gone`` and ``gates``. Each of its findings says whether it is ``known``.
     """
     whole = {
         "schema": SCHEMA_VERSION,
@@ -29,7 +29,12 @@ def render(outcome: CheckOutcome) -> str:
 
 
 def _target(target: CheckedTarget) -> dict[str, Any]:
-    head: dict[str, Any] = {"name": target.name, "exit_code": target.exit_code, "error": None}
+    head: dict[str, Any] = {
+        "name": target.name,
+        "target": target.target,
+        "exit_code": target.exit_code,
+        "error": None,
+    }
     if target.failure is not None:
         return head | {"error": target.failure.message, "traceback": target.failure.trace_text}
     if target.report is None:
