@@ -159,15 +159,12 @@ def test_with_several_steps_every_number_is_the_median() -> None:
 class Branch(nn.Module):
     """x + F(x) with a two-layer branch, of which the weights' standard deviations are given."""
 
-    def __init__(
-        self, width: int, gains: tuple[float, float], *, before: str = "", after: str = "", outer: bool = True
-    ) -> None:
+    def __init__(self, width: int, gains: tuple[float, float], *, before: str = "", after: str = "") -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width) if before == "norm" else nn.Identity()
         self.post = nn.LayerNorm(width) if after == "norm" else nn.Identity()
         self.bend = nn.ReLU() if before == "relu" else nn.Identity()
         self.one, self.two = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
-        self.outer = outer
         for linear, gain in zip((self.one, self.two), gains, strict=True):
             nn.init.normal_(linear.weight, std=gain / math.sqrt(width))
 
@@ -305,8 +302,11 @@ def test_block_influence_of_an_orthogonal_branch(rho: float) -> None:
 def test_the_influence_of_a_branch_that_is_nearly_nothing_keeps_its_digits(factor: float) -> None:
     """1 - cos computed as it is written has no digit left here; rho^2 / 2 has all of them."""
     torch.manual_seed(0)
-    model = Two(lambda m, x: x + factor * m.f(x))
-    (site,) = sites_of(model, (torch.randn(256, 6, dtype=torch.float64),), square).itertuples()
-    skip = model.stem(torch.zeros(0, 6, dtype=torch.float64))
-    assert skip.numel() == 0
-    assert 0 < site.block_influence <= site.rho**2
+    model, inputs = Two(lambda m, x: x + factor * m.f(x)), torch.randn(256, 6, dtype=torch.float64)
+    (site,) = sites_of(model, (inputs,), square).itertuples()
+    skip = model.stem(inputs).detach()
+    branch = factor * model.f(skip).detach()
+    along = (skip * branch).sum(1, keepdim=True) / skip.square().sum(1, keepdim=True)
+    # To first order 1 - cos(x, x + F) is half the square of the angle, the part of F at right angles to x.
+    expected = ((branch - along * skip).square().sum(1) / skip.square().sum(1) / 2).mean().item()
+    assert site.block_influence == pytest.approx(expected, rel=1e-3)
