@@ -189,7 +189,7 @@ def _record(
     return ActivationRecord(
         order=order,
         name=name,
-        op=node.op.rstrip("_"),
+        op=node.op.strip("_"),
         call=call,
         layer=layer,
         units=numbers.units,

@@ -60,9 +60,8 @@ _FAMILIES = {
 }
 FAMILIES = {op + end: family for family, ops in _FAMILIES.items() for op in ops for end in ("", "_")}
 """Ops by name; some are rectifiers only with the right arguments: see ``family_of``."""
-CONDITIONAL = frozenset(
-    {"hardtanh", "hardtanh_", "threshold", "threshold_", "clamp", "clamp_", "clip", "clip_"}
-)
+_CONDITIONAL = "hardtanh hardtanh_ threshold threshold_ _threshold clamp clamp_ clip clip_"
+CONDITIONAL = frozenset(_CONDITIONAL.split())
 """Rectifiers where their lower limit is 0."""
 ACTIVATION_OPS = frozenset(FAMILIES) | CONDITIONAL
 
@@ -74,12 +73,13 @@ def family_of(op: str, args: Arguments, kwargs: Keywords) -> Family | None:
     """What an op is with these arguments; None for a clamp that is no rectifier."""
     named = kwargs or {}
     if op in CONDITIONAL:
-        name = {"h": "min_val", "t": "threshold", "c": "min"}[op[0]]
-        default = -1.0 if op[0] == "h" else None
+        kind = op.lstrip("_")[0]
+        name = {"h": "min_val", "t": "threshold", "c": "min"}[kind]
+        default = -1.0 if kind == "h" else None
         limit = args[1] if len(args) > 1 else named.get(name, default)
-        replaced = (args[2] if len(args) > 2 else named.get("value")) if op[0] == "t" else 0
+        replaced = (args[2] if len(args) > 2 else named.get("value")) if kind == "t" else 0
         lifts = isinstance(limit, int | float) and limit == 0 and replaced == 0
-        bounded = Family.OTHER if op.startswith("hardtanh") else None
+        bounded = Family.OTHER if kind == "h" else None
         return Family.RECTIFIER if lifts else bounded
     family = FAMILIES.get(op)
     if op.startswith("clamp_min"):
