@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +269,29 @@ def test_a_target_that_kills_its_process_stops_nothing(project: Path) -> None:
     shown = json.loads(done.stdout)
     assert [target["exit_code"] for target in shown["targets"]] == [3, 0, 1]
     assert "the process that ran crash.py died" in shown["targets"][0]["error"]
+
+
+def test_an_interrupt_ends_the_processes_too(project: Path) -> None:
+    for name in ("one", "two", "three"):
+        (project / f"{name}.py").write_text(
+            f"import pathlib, time\npathlib.Path('{name}.started').touch()\ntime.sleep(100)\n"
+        )
+    # A process that was started in the background of a shell would not hear the signal.
+    own_handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start = own_handler + "import sys; sys.argv[0] = 'gradflow'; from gradflow.cli import main; main()"
+    command = [sys.executable, "-c", start, "check", "one.py", "two.py", "three.py", "--jobs", "2"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while len(list(project.glob("*.started"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 2
+    assert stderr.endswith("interrupted; nothing was written\n")
+    assert not (project / "three.started").exists()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 from gradflow.checking.plan import TargetPlan
 from gradflow.errors import GradflowError, ModelError
@@ -68,8 +68,19 @@ def _in_processes(plans: Sequence[TargetPlan], jobs: int, progress: Progress) ->
     # Spawned: a fork would copy the locks of the parent's threads as they happen to be.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run_target, plan) for plan in plans]
-        done = [_result(future) for future in futures]
+        try:
+            done = [_result(future) for future in futures]
+        except KeyboardInterrupt:
+            _stop(pool)
+            raise
     return tuple(run or _alone(plan) for run, plan in zip(done, plans, strict=True))
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers now: left alone they would first finish what they have, and what waits for them."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in active_children():
+        process.terminate()
 
 
 def _result(future: Future[TargetRun]) -> TargetRun | None:
