@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradflow.trace_model import (
+    ActivationRecord,
     Coverage,
     LayerRecord,
     NonFiniteOrigin,
@@ -123,6 +124,20 @@ def make_residual(name: str, order: int = 0, **changes: Any) -> ResidualRecord:
     return ResidualRecord(order=order, name=name, **(values | changes))
 
 
+def make_activation(name: str, order: int = 0, **changes: Any) -> ActivationRecord:
+    """A healthy ReLU with 100 units that is a layer row of its own."""
+    values: dict[str, Any] = {
+        "op": "relu",
+        "call": 0,
+        "layer": order,
+        "units": 100,
+        "observations": 512,
+        "inactive": 0.0,
+        "always_active": 0.0,
+    }
+    return ActivationRecord(order=order, name=name, **(values | changes))
+
+
 def make_trunk(
     gradients: Sequence[float | None],
     *,
@@ -163,6 +178,7 @@ def make_trace(
     trunk: Trunk | None = None,
     residuals: Sequence[ResidualRecord] = (),
     origins: Sequence[NonFiniteOrigin] = (),
+    activations: Sequence[ActivationRecord] = (),
     **run: Any,
 ) -> Trace:
     """A trace of the given parts; further keywords change its ``RunInfo``. Healthy where nothing is said.
@@ -179,4 +195,5 @@ def make_trace(
         trunk=trunk,
         residuals=tuple(residuals),
         origins=tuple(origins),
+        activations=tuple(activations),
     )
