@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from gradflow._version import __version__
 from gradflow.commands.check import check
+from gradflow.commands.compare_folders import diff
 from gradflow.commands.delivery import ARGUMENTS
 from gradflow.commands.explain_rule import explain
 from gradflow.commands.inspect_model import inspect
@@ -142,5 +143,5 @@ def _gradflow(
     """
 
 
-for _command in (inspect, check, report, config, rules, explain):
+for _command in (inspect, check, report, diff, config, rules, explain):
     app.command()(guarded(_command))

@@ -443,3 +443,9 @@ def check_everything(reports: Sequence[Report]) -> None:
 
 def test_no_reports_are_no_reason_to_fail() -> None:
     check_everything(())
+
+
+def test_the_page_names_every_form() -> None:
+    page = (DATA.parents[1] / "docs" / "ci.md").read_text(encoding="utf-8")
+    section = page.split("## Formats that CI reads\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == {*JOINT_REPORTERS, "json"}
