@@ -23,6 +23,7 @@ from gradflow.report import Report
 from gradflow.reporters import JOINT_REPORTERS, github, gitlab, junit, markdown, sarif
 from gradflow.reporters.failed_target import FailedTarget
 from gradflow.reporters.finding_places import fingerprints, source_place, target_file
+from gradflow.reporters.finding_text import sentences
 from gradflow.rules import RULES
 from tests.screens import SCREENS, make_finding, make_report
 from tests.traces import make_layer, make_run, make_trace
@@ -270,6 +271,14 @@ def test_sarif_says_where_what_and_why() -> None:
     assert cause["properties"]["value"] == 4.13e-9 and cause["properties"]["threshold"] == 1e-5
     assert other["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "models/net.py"
     assert "baselineState" not in cause
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [("Too small", "Too small (2 < 3)."), ("2 is too small, below 3", "2 is too small, below 3.")],
+)
+def test_a_number_is_said_once(message: str, said: str) -> None:
+    assert sentences(at("a", message=message, value=2.0, threshold=3.0))[0] == said
 
 
 def test_sarif_tells_new_findings_from_known_ones() -> None:

@@ -371,7 +371,9 @@ def test_it_loads_nothing_slow(folders: tuple[Path, Path]) -> None:
 def test_the_page_says_what_the_csv_holds() -> None:
     page = (Path(__file__).parents[1] / "docs" / "csv.md").read_text(encoding="utf-8")
     section = page.split("## Two folders side by side\n")[1]
-    named = [name for line in section.splitlines() if line.startswith("| `") for name in line.split("`")[1::2]]
+    named = [
+        name for line in section.splitlines() if line.startswith("| `") for name in line.split("`")[1::2]
+    ]
     columns = [column.name for column in diff_texts.columns("layers")]
     first = ["row_a", "row_b", "aligned_by", "moved", "factor", "type_a", "type_b"]
     assert columns[: len(first)] == first

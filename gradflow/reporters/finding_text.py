@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradflow.findings import Finding
+from gradflow.reporters.number_text import number_text
 from gradflow.reporters.terminal_findings import beside_threshold
 from gradflow.reporters.text_lines import one_line
 
@@ -19,15 +20,20 @@ def place(finding: Finding) -> str:
 
 def sentences(finding: Finding) -> tuple[str, ...]:
     """What with its number and limit, why it hurts, what to try, and what explains it; a line each, none empty."""
-    number = beside_threshold(finding)
     cause = finding.consequence_of
     lines = (
-        f"{_ended(finding.message)} ({number})" if number else _ended(finding.message),
+        _with_number(finding),
         _ended(finding.why),
         f"Try: {finding.hint}" if finding.hint else "",
         f"A consequence of {cause}" if cause else "",
     )
     return tuple(f"{one_line(line)}." for line in lines if line)
+
+
+def _with_number(finding: Finding) -> str:
+    """The message; most say the number themselves."""
+    said, number = _ended(finding.message), beside_threshold(finding)
+    return f"{said} ({number})" if number and number_text(finding.value) not in said else said
 
 
 def _ended(sentence: str) -> str:
