@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from gradflow.recording.dataflow import Node, ancestors
 from gradflow.recording.residual_recorder import Site
@@ -50,7 +53,8 @@ def find_trunk(nodes: Sequence[Node], end: int | None, sites: Sequence[Site]) ->
     adds = _longest_stream(streams, nodes)
     outside = _outside_branches(_layer_nodes(path, nodes, sites), sites, streams)
     residual = len(adds) >= 2 and len(outside) <= len(adds) + 1
-    chosen = adds if residual else _mixed(path, nodes, [i for i in adds if i in set(path)], outside)
+    on_path = set(path)
+    chosen = adds if residual else _mixed(path, nodes, [i for i in adds if i in on_path], outside)
     kind = "residual" if residual else "weights"
     return TrunkPath(
         kind=kind if len(chosen) > 1 else "none",
@@ -65,6 +69,8 @@ def _layer_nodes(path: Sequence[int], nodes: Sequence[Node], sites: Sequence[Sit
     A low-rank update and the layer it updates are one layer, and their sum is its output.
     """
     sums = {site.node for site in sites if site.found.kind == LOW_RANK}
+    readers = Counter(i for node in nodes for i in set(node.inputs))
+    following = dict(pairwise(path))
     seen: set[frozenset[int]] = set()
     found = []
     for index in reversed(path):
@@ -73,22 +79,20 @@ def _layer_nodes(path: Sequence[int], nodes: Sequence[Node], sites: Sequence[Sit
         elif is_weight_op(nodes[index], nodes):
             weights = weights_of(nodes[index], nodes)
             if weights not in seen:
-                found.append(_output_of(index, path, nodes))
+                found.append(_output_of(index, following.get(index), readers, nodes))
             seen.add(weights)
     return found[::-1]
 
 
-def _output_of(index: int, path: Sequence[int], nodes: Sequence[Node]) -> int:
+def _output_of(index: int, following: int | None, readers: Mapping[int, int], nodes: Sequence[Node]) -> int:
     """What a weight layer gives: a normalisation that nothing else reads along with it is part of the layer.
 
     The gradient at the input of a normalisation scales with the inverse of the weight, and says nothing about
     the flow: the weight's scale cancels at the norm's output.
     """
-    following = next((i for i in path if i > index), None)
     if following is None or nodes[following].op not in NORM_OPS or nodes[following].probe is None:
         return index
-    readers = sum(index in node.inputs for node in nodes[index + 1 :])
-    return following if readers == 1 else index
+    return following if readers[index] == 1 else index
 
 
 def _mixed(
@@ -212,11 +216,22 @@ def _nearest_add(index: int, adds: Collection[int], nodes: Sequence[Node]) -> in
 def _outside_branches(layers: Sequence[int], sites: Sequence[Site], streams: Sequence[Site]) -> list[int]:
     """Layers that no site's branch holds; a low-rank sum counts where no stream's branch holds it."""
     sums = {site.node for site in sites if site.found.kind == LOW_RANK}
-    return [
-        i
-        for i in layers
-        if not any(site.found.source < i < site.node for site in (streams if i in sums else sites))
-    ]
+    held, held_by_streams = _Spans(sites), _Spans(streams)
+    return [i for i in layers if not (held_by_streams if i in sums else held).hold(i)]
+
+
+class _Spans:
+    """From source to sum, of each site: does any hold a node?"""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        spans = sorted((site.found.source, site.node) for site in sites)
+        self._starts = [start for start, _ in spans]
+        self._furthest = list(accumulate((end for _, end in spans), max))
+
+    def hold(self, index: int) -> bool:
+        """Of the spans that start before a node, the one that ends last ends after it."""
+        before = bisect_left(self._starts, index)
+        return before > 0 and self._furthest[before - 1] > index
 
 
 def _crosses_batch_norm(path: Sequence[int], nodes: Sequence[Node], chosen: Sequence[int]) -> bool:

@@ -84,7 +84,7 @@ def neighbours(wanted: Sequence[ResidualRecord], everything: Sequence[ResidualRe
     Several sites of one module belong to one run, though only some of them are wanted.
     """
     names = list(dict.fromkeys(site.name for site in everything))
-    found = runs({site.name for site in wanted}, names)
+    found = [set(run) for run in runs({site.name for site in wanted}, names)]
     return [tuple(site for site in wanted if site.name in run) for run in found]
 
 
