@@ -77,6 +77,13 @@ RESIDUAL_COLUMNS: tuple[Column, ...] = (
     Column("broadcast", Kind.BOOLEAN, ""),
     *_text("like", "overwritten_op", "overwritten_name", "overwritten_source"),
     Column("overwritten_rebound", Kind.BOOLEAN, ""),
+    *_number("share", "angular_distance"),
+    *_number("activation²", "source_variance", "variance"),
+    *_number(_LOSS_PER_ACTIVATION, "skip_gradient_norm", "branch_gradient_norm"),
+    *_number("ratio", "gradient_cosine", "branch_gain"),
+    *_number("share", "path_share"),
+    *_text("split_note"),
+    *_integer("position", "previous"),
 )
 
 PARAMETER_COLUMNS: tuple[Column, ...] = (

@@ -223,6 +223,16 @@ def _residual_row(residual: ResidualRecord) -> Row:
         "broadcast": residual.broadcast,
         "like": residual.like,
         **_overwritten_cells(residual.overwritten),
+        "angular_distance": residual.angular_distance,
+        "source_variance": residual.source_variance,
+        "variance": residual.variance,
+        "skip_gradient_norm": residual.skip_gradient_norm,
+        "branch_gradient_norm": residual.branch_gradient_norm,
+        "gradient_cosine": residual.gradient_cosine,
+        "branch_gain": residual.branch_gain,
+        "path_share": residual.path_share,
+        "split_note": residual.split_note,
+        "previous": residual.previous,
     }
 
 

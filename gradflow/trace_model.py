@@ -256,6 +256,26 @@ class ResidualRecord:
     """Sites of the same make share this: class of the adding module, index, kind and branch ops."""
     overwritten: OverwrittenSkip | None = None
     """Set where an in-place op stands between the stream and what both skip and branch took."""
+    angular_distance: float | None = None
+    """Mean arccos(cos(x, x + F)) / pi, in 0..1, over what ``block_influence`` is taken over."""
+    source_variance: float | None = None
+    """``source_std`` squared."""
+    variance: float | None = None
+    """``std`` squared."""
+    skip_gradient_norm: float | None = None
+    """Of what the skip brings back to the source: the sum's gradient itself where the skip is bare."""
+    branch_gradient_norm: float | None = None
+    """||F^T d||: of what the branch brings back to the source, d being the gradient at the sum."""
+    gradient_cosine: float | None = None
+    """Between what skip and branch bring back; None where one is zero."""
+    branch_gain: float | None = None
+    """r: branch_gradient_norm / gradient_norm; None where the gradient at the sum is zero."""
+    path_share: float | None = None
+    """The branch's share of the energy, branch^2 / (skip^2 + branch^2); r^2 / (1 + r^2) for a bare skip."""
+    split_note: str = ""
+    """Why the gradient was not split between skip and branch; "" where it was."""
+    previous: int | None = None
+    """``order`` of the site before it in its stream: the last of the same parent that its source was made from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,6 +365,22 @@ class SeedMeasure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PathOrders:
+    """The gradient at the start of one stream, by how many of the stream's branches it came through; exact."""
+
+    sites: tuple[int, ...]
+    """``order`` of each site of the stream, first to last; its start is the source of the first."""
+    total_norm: float
+    """||g||: of the whole gradient at the start."""
+    norms: tuple[float, ...]
+    """||p_k||: of the part that came through exactly k branches, k = 0, 1, 2 ... The p_k add up to g."""
+    inner_products: tuple[float, ...]
+    """<p_k, g> / ||g||^2: what part k brings to g; they add up to 1."""
+    remainder_norm: float
+    """||g - sum of the p_k||: rounding alone where all orders were taken, else also the orders left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """One recording, whole: enough for every rule and every report, without the model."""
 
@@ -359,3 +395,7 @@ class Trace:
     schema: int = SCHEMA_VERSION
     seeds: tuple[SeedMeasure, ...] = ()
     """One a seed, the first of which made this trace; empty where only one was run."""
+    paths: tuple[PathOrders, ...] = ()
+    """One a stream, longest first; empty where they were not asked for."""
+    paths_note: str = ""
+    """Why there are none although they were asked for."""

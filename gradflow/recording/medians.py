@@ -46,6 +46,14 @@ SITE_NUMBERS = (
     "skip_scale",
     "std",
     "source_std",
+    "angular_distance",
+    "source_variance",
+    "variance",
+    "skip_gradient_norm",
+    "branch_gradient_norm",
+    "gradient_cosine",
+    "branch_gain",
+    "path_share",
 )
 ACTIVATION_NUMBERS = ("inactive", "sunk", "always_active", "dormant", "saturated", "stuck")
 WORST = frozenset({"nonfinite", "gradient_nonfinite", "value_nonfinite"})

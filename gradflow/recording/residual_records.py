@@ -90,6 +90,7 @@ def _with_numbers(record: ResidualRecord, site: Site, context: _Context) -> Resi
     node, source = nodes[site.node], nodes[site.found.source]
     numbers = NOT_MEASURED if site.products is None else site.products.numbers()
     gradient, source_gradient = (recorder.whole_gradient_norm(n.probe) for n in (node, source))
+    std, source_std = _std(node, context), _std(source, context)
     return replace(
         record,
         skip_norm=numbers.skip_norm,
@@ -97,13 +98,16 @@ def _with_numbers(record: ResidualRecord, site: Site, context: _Context) -> Resi
         rho=numbers.rho,
         cosine=numbers.cosine,
         block_influence=numbers.block_influence,
+        angular_distance=numbers.angular_distance,
         gradient_norm=gradient,
         source_gradient_norm=source_gradient,
         gradient_ratio=source_gradient / gradient if gradient and source_gradient is not None else None,
         branch_scale=_scale(site.found.branch, context) if site.branches == 1 else None,
         skip_scale=_scale(site.found.skip, context) if record.kind == "scaled" else None,
-        std=_std(node, context),
-        source_std=_std(source, context),
+        std=std,
+        source_std=source_std,
+        variance=None if std is None else std * std,
+        source_variance=None if source_std is None else source_std * source_std,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +29,14 @@ class OperandProducts:
         total_skip, total_branch, total_both = math.fsum(skip), math.fsum(branch), math.fsum(both)
         skip_norm, branch_norm = math.sqrt(total_skip), math.sqrt(total_branch)
         scale = skip_norm * branch_norm
-        influences = [_influence(*row) for row in zip(skip, branch, both, strict=True) if row[0] > 0]
+        known = [row for row in zip(skip, branch, both, strict=True) if row[0] > 0]
         return SiteNumbers(
             skip_norm=skip_norm,
             branch_norm=branch_norm,
             rho=_ratio(branch_norm, skip_norm),
             cosine=total_both / scale if scale else None,
-            block_influence=math.fsum(influences) / len(influences) if influences else None,
+            block_influence=_mean([_influence(*row) for row in known]),
+            angular_distance=_mean([_angle(*row) / math.pi for row in known]),
         )
 
 
@@ -47,6 +49,7 @@ class SiteNumbers:
     rho: float | None = None
     cosine: float | None = None
     block_influence: float | None = None
+    angular_distance: float | None = None
 
 
 NOT_MEASURED = SiteNumbers()
@@ -66,6 +69,10 @@ def _ratio(branch: float, skip: float) -> float | None:
     return branch / skip
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
 def _influence(skip: float, branch: float, both: float) -> float:
     """1 - cos(x, x + F) from the squared norms and the inner product, without cancellation.
 
@@ -77,6 +84,14 @@ def _influence(skip: float, branch: float, both: float) -> float:
     if length == 0.0 or not math.isfinite(length):
         return math.nan
     return across / (length * (length + along)) if along > 0 else 1.0 - along / length
+
+
+def _angle(skip: float, branch: float, both: float) -> float:
+    """The angle between x and x + F, in radians; NaN where the sum is zero."""
+    along = 1.0 + both / skip
+    across = math.sqrt(max(branch / skip - (both / skip) ** 2, 0.0))
+    length = math.hypot(along, across)
+    return math.atan2(across, along) if 0.0 < length < math.inf else math.nan
 
 
 def _rows(values: Tensor, batch_size: int) -> Tensor:
