@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -66,7 +67,7 @@ def _prefixed(progress: Progress, plan: TargetPlan, plans: Sequence[TargetPlan])
 def _in_processes(plans: Sequence[TargetPlan], jobs: int, progress: Progress) -> tuple[TargetRun, ...]:
     progress(f"{len(plans)} targets in {jobs} processes")
     # Spawned: a fork would copy the locks of the parent's threads as they happen to be.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
         futures = [pool.submit(run_target, plan) for plan in plans]
         try:
             done = [_result(future) for future in futures]
@@ -74,6 +75,11 @@ def _in_processes(plans: Sequence[TargetPlan], jobs: int, progress: Progress) ->
             _stop(pool)
             raise
     return tuple(run or _alone(plan) for run, plan in zip(done, plans, strict=True))
+
+
+def _leave_interrupts() -> None:
+    """Of the Ctrl-C that reaches every process of a terminal, a worker would end one target and start the next."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
