@@ -315,6 +315,31 @@ class ActivationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchNormRecord:
+    """One call of a batch normalisation, module or function."""
+
+    order: int
+    name: str
+    """Fully qualified name of the module, or of the module whose forward calls the function."""
+    call: int
+    """The how-manieth batch normalisation of that module in the forward, from 0."""
+    channels: int
+    values: int
+    """m: values a channel is normalised over, samples times positions."""
+    batch_statistics: bool
+    """It normalises with the statistics of the batch; else with the running ones, as in eval mode."""
+    eps: float
+    updates: int | None = None
+    """How often its running statistics had been updated before; None where it has none."""
+    low_variance: float | None = None
+    """Share of channels whose variance in the batch is below ``eps``."""
+    mean_shift: float | None = None
+    """Median over channels of abs(running mean - batch mean) / running standard deviation."""
+    deviation_ratio: float | None = None
+    """Median over channels of the running over the batch standard deviation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """What was run, so that a reader can run it again."""
 
@@ -399,3 +424,4 @@ class Trace:
     """One a stream, longest first; empty where they were not asked for."""
     paths_note: str = ""
     """Why there are none although they were asked for."""
+    batch_norms: tuple[BatchNormRecord, ...] = ()

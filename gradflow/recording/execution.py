@@ -75,6 +75,7 @@ def record(
         residuals=median.residuals,
         origins=origins,
         activations=median.activations,
+        batch_norms=median.batch_norms,
     )
 
 

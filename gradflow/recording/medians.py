@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from gradflow.recording.records import StepRecord
 from gradflow.trace_model import (
     ActivationRecord,
+    BatchNormRecord,
     Coverage,
     LayerRecord,
     ParameterRecord,
@@ -19,7 +20,7 @@ from gradflow.trace_model import (
     TrunkPoint,
 )
 
-RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord, ActivationRecord, ResidualRecord)
+RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord, ActivationRecord, ResidualRecord, BatchNormRecord)
 CoveredT = TypeVar("CoveredT", LayerRecord, ParameterRecord)
 
 STATISTICS = tuple(field.name for field in fields(TensorStatistics))
@@ -56,6 +57,7 @@ SITE_NUMBERS = (
     "path_share",
 )
 ACTIVATION_NUMBERS = ("inactive", "sunk", "always_active", "dormant", "saturated", "stuck")
+BATCH_NORM_NUMBERS = ("low_variance", "mean_shift", "deviation_ratio")
 WORST = frozenset({"nonfinite", "gradient_nonfinite", "value_nonfinite"})
 """Counts of NaN and Inf are not averaged away: the largest stands."""
 
@@ -72,7 +74,16 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
         residuals=_joined([step.residuals for step in steps], _site_key, _median_site),
         activations=_joined([step.activations for step in steps], _activation_key, _median_activation),
         loss=statistics.median(losses) if losses else None,
+        batch_norms=_joined([step.batch_norms for step in steps], _call_key, _median_batch_norm),
     )
+
+
+def _call_key(row: BatchNormRecord) -> Hashable:
+    return (row.name, row.call)
+
+
+def _median_batch_norm(rows: Sequence[BatchNormRecord]) -> BatchNormRecord:
+    return replace(rows[0], **_medians(rows, BATCH_NORM_NUMBERS))
 
 
 def _activation_key(row: ActivationRecord) -> Hashable:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gradflow.recording.activation_recorder import ActivationRecorder
 from gradflow.recording.activations import ACTIVATION_OPS
+from gradflow.recording.batch_norms import BATCH_NORM_OP, BatchNormRecorder
 from gradflow.recording.dataflow import Dataflow, Node, Observer
 from gradflow.recording.hooks import ModuleHooks
 from gradflow.recording.layout import ModelLayout
@@ -143,7 +144,9 @@ class Recorder:
             calls=self.calls,
             probe=self.probes.add,
         )
+        self.batch_norms = BatchNormRecorder()
         before = dict.fromkeys(ADD_OPS, self.sites.before)
+        before[BATCH_NORM_OP] = self.batch_norms.before
         before |= dict.fromkeys(ACTIVATION_OPS, self.activations.before)
         self.dataflow = Dataflow(parameters.values(), self._hooks.running, self._on_op, before)
         self.sites.attach(self.dataflow)
@@ -254,6 +257,8 @@ class Recorder:
                 self.dataflow.remember(node, tensor)
         self.sites.after(node, tensor, args)
         self.activations.after(node, tensor)
+        if node.op == BATCH_NORM_OP:
+            self.batch_norms.after(node)
         if self._observer is not None:
             self._observer(node, tensor, args)
 

@@ -20,6 +20,7 @@ from gradflow.recording.trunk import find_trunk
 from gradflow.recording.weight_ops import CONV_OPS
 from gradflow.trace_model import (
     ActivationRecord,
+    BatchNormRecord,
     Coverage,
     LayerRecord,
     ParameterRecord,
@@ -44,6 +45,7 @@ class StepRecord:
     loss: float | None
     """None for a probe."""
     activations: tuple[ActivationRecord, ...] = ()
+    batch_norms: tuple[BatchNormRecord, ...] = ()
 
     @property
     def has_nonfinite(self) -> bool:
@@ -81,6 +83,7 @@ def step_record(
         residuals=residual_records(recorder, statistics, parameters),
         loss=loss,
         activations=_activations(recorder),
+        batch_norms=recorder.batch_norms.records(recorder.layout),
     )
 
 

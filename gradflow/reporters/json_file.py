@@ -35,6 +35,7 @@ def contents(report: Report) -> dict[str, Any]:
         "residuals": residual_rows(trace),
         "parameters": parameter_rows(trace),
         "findings": _findings(report.findings),
+        "batch_norms": to_plain(trace.batch_norms),
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradflow.findings import Finding, Severity
+from gradflow.rules.gf403_batch_norm_batch import TOO_FEW_VALUES
 from gradflow.rules.places import Span, span_of
 from gradflow.rules.units import LOSS_OF_GRADIENT
 
@@ -77,6 +78,9 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     Consequence(cause="GF103", effects=("GF101", "GF102"), region=upstream, only="graph cut"),
     Consequence(cause="GF204", effects=("GF301", "GF302"), region=inside, in_module=True),
     Consequence(cause="GF204", effects=("GF304",), region=downstream),
+    # Two values a channel lose the gradient, whatever stands before; a batch too small for one is too small for all.
+    Consequence(cause="GF403", effects=("GF101", "GF102"), region=reaches_upstream, only=TOO_FEW_VALUES),
+    Consequence(cause="GF403", effects=("GF301", "GF302"), region=within, only=TOO_FEW_VALUES),
     # A loss that other layers share is GF101's own, with saturation as one of its causes.
     Consequence(cause="GF301", effects=("GF101",), region=anywhere, only=LOSS_OF_GRADIENT),
     Consequence(cause="GF302", effects=("GF101",), region=anywhere, only=LOSS_OF_GRADIENT),
