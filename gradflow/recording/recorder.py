@@ -167,6 +167,7 @@ class Recorder:
         self.probes.armed = False
         with self.dataflow:
             yield
+        self.sites.listen()
         self.probes.armed = True
 
     def unseen_rows(self) -> tuple[tuple[nn.Module, str], ...]:

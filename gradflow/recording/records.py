@@ -80,7 +80,7 @@ def step_record(
         layers=layers,
         parameters=parameters,
         trunk=_trunk(recorder, statistics, None if end is None else end.index),
-        residuals=residual_records(recorder, statistics, parameters),
+        residuals=residual_records(recorder, statistics, parameters, end),
         loss=loss,
         activations=_activations(recorder),
         batch_norms=recorder.batch_norms.records(recorder.layout),

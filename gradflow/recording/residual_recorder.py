@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gradflow.recording.dataflow import Dataflow, Frame, Node, user_frames, user_source
+from gradflow.recording.gradient_split import GradientSplit, start_split
 from gradflow.recording.overwritten import describe_overwrite
 from gradflow.recording.residual_ops import (
     ADD_OPS,
@@ -42,6 +43,8 @@ class Site:
     branches: int = 1
     node: int = -1
     skip_tensor: weakref.ref[Tensor] | None = None
+    split: GradientSplit | None = None
+    """None where skip and branch are not summed."""
     overwritten: OverwrittenSkip | None = None
 
 
@@ -95,6 +98,12 @@ class SiteRecorder:
         found = [self.sites[node] for node in sorted(self.sites)]
         return [site for site in found if site.found.kind in kinds and not site.broadcast]
 
+    def listen(self) -> None:
+        """Have the gradient at every site split; call it between forward and backward."""
+        for site in self.sites.values():
+            if site.split is not None:
+                site.split.listen()
+
     def before(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Look at an add that is about to run: an in-place one is about to overwrite an operand."""
         self._pending = None
@@ -143,6 +152,7 @@ class SiteRecorder:
         products = operand_products(skip, branch, self._batch_size)
         site = self._site(found, products, in_place)
         site.skip_tensor = weakref.ref(skip)
+        site.split = start_split(self._dataflow.tensor_of(found.source), branch)
         site.overwritten = self._overwritten(found, skip_is_left=skip is operands[0])
         return site
 
@@ -179,6 +189,9 @@ class SiteRecorder:
             )
             site = self._site(found, products, in_place)
             site.branches, site.skip_tensor = earlier.branches + 1, earlier.skip_tensor
+            site.split = earlier.split
+            if site.split is not None:
+                site.split.add_branch(added)
             return site
         return None
 
@@ -202,6 +215,8 @@ class SiteRecorder:
     def _place(self, site: Site, node: Node, tensor: Tensor) -> None:
         site.node = node.index
         site.call = self._calls(node.module)
+        if site.split is not None:
+            site.split.add_sum(tensor)
         node.source = user_source()
         if node.probe is None:
             node.probe = self._probe(_hookable(tensor) if site.in_place else tensor)

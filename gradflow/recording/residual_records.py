@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from gradflow.recording.dataflow import Node
+from gradflow.recording.gradient_split import split_numbers
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS
 from gradflow.recording.residual_recorder import Site
 from gradflow.recording.residual_sites import Graph, parallel_branches, scale_of
 from gradflow.recording.site_measures import NOT_MEASURED
+from gradflow.recording.site_surroundings import Readers, previous_sites
 from gradflow.recording.weight_ops import is_weight_op, weights_of
 from gradflow.trace_model import ParameterRecord, ResidualRecord, TensorStatistics
 
@@ -34,9 +36,19 @@ class _Context:
 
 
 def residual_records(
-    recorder: Recorder, statistics: Sequence[TensorStatistics], parameters: Sequence[ParameterRecord]
+    recorder: Recorder,
+    statistics: Sequence[TensorStatistics],
+    parameters: Sequence[ParameterRecord],
+    end: Node | None,
 ) -> tuple[ResidualRecord, ...]:
-    """Freeze the sites of a step, in execution order."""
+    """Freeze the sites of a step, in execution order.
+
+    Args:
+        recorder: Of the step.
+        statistics: By probe.
+        parameters: With their gradients.
+        end: The node of the loss.
+    """
     context = _Context(
         recorder=recorder,
         graph=recorder.sites.graph,
@@ -47,13 +59,16 @@ def residual_records(
     )
     sites = [recorder.sites.sites[node] for node in sorted(recorder.sites.sites)]
     parents = _parents(sites)
+    previous = previous_sites(sites, parents, context.graph.nodes)
+    readers = Readers.of(context.graph.nodes, end)
     counts: Counter[tuple[str, int]] = Counter()
     records = []
     for order, site in enumerate(sites):
         where = (context.graph.nodes[site.node].module, site.call)
         record = _record(site, order, counts[where], parents[order], context)
         counts[where] += 1
-        records.append(record)
+        split = split_numbers(site.split, record.gradient_norm, closed=readers.only_inside(site))
+        records.append(replace(record, previous=previous[order], **asdict(split)))
     return tuple(records)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gradflow.errors import GradflowError, LossError
 from gradflow.recording import (
     dataflow,
+    gradient_split,
     hooks,
     recorder,
     residual_recorder,
@@ -102,7 +103,16 @@ def _scalar(loss: Tensor) -> Tensor:
 
 _WATCHING = tuple(
     str(module.__file__)
-    for module in (dataflow, hooks, recorder, residual_recorder, residual_sites, site_measures, tensor_stats)
+    for module in (
+        dataflow,
+        gradient_split,
+        hooks,
+        recorder,
+        residual_recorder,
+        residual_sites,
+        site_measures,
+        tensor_stats,
+    )
 )
 _PASSING_ON = ("__torch_function__", "_traced_apply")
 """Where the model's own ops run inside ours."""

@@ -53,7 +53,7 @@ def real_values(tensor: Tensor) -> Tensor:
     return values
 
 
-def _flat(values: Tensor) -> Tensor:
+def flat_values(values: Tensor) -> Tensor:
     """All elements in one dimension, in any order, without a copy where memory is dense."""
     if values.is_contiguous():
         return values.view(-1)
@@ -73,7 +73,7 @@ def l2_norm(values: Tensor) -> Tensor:
     if values.numel() <= CHUNK:
         small: Tensor = torch.linalg.vector_norm(values)
         return small
-    flat = _flat(values)
+    flat = flat_values(values)
     whole = flat.numel() // CHUNK * CHUNK
     parts = torch.linalg.vector_norm(flat[:whole].view(-1, CHUNK), dim=1)
     rest = torch.linalg.vector_norm(flat[whole:]).view(1)
@@ -293,7 +293,7 @@ def _moments(values: Tensor) -> tuple[float, ...]:
     """(norm, sum, largest, smallest, non-finite count) of a tensor on the CPU: looking is free there."""
     if values.dtype not in _ACCUMULATING:
         values = values.float()
-    flat = _flat(values)
+    flat = flat_values(values)
     norm, bad = l2_norm(flat).item(), 0.0
     if not math.isfinite(norm):
         norm, bad = torch.linalg.vector_norm(flat.double()).item(), count_nonfinite(flat).item()
@@ -305,7 +305,7 @@ def _moments_on_device(values: Tensor) -> Tensor:
     """The same as float64, still on the device."""
     if values.dtype not in _ACCUMULATING:
         values = values.float()
-    flat = _flat(values)
+    flat = flat_values(values)
     low, high = torch.aminmax(flat)
     parts = (l2_norm(flat), flat.sum(), high, low, count_nonfinite(flat))
     return torch.stack([part.double() for part in parts])
