@@ -86,6 +86,21 @@ RESIDUAL_COLUMNS: tuple[Column, ...] = (
     *_integer("position", "previous"),
 )
 
+ABLATION_COLUMNS: tuple[Column, ...] = (
+    *_integer("position", "order"),
+    *_text("name"),
+    *_integer("position", "index", "call"),
+    *_text("kind"),
+    *_integer("samples", "samples"),
+    *_number("loss", "loss_change", "loss_change_low", "loss_change_high"),
+    *_number("ratio", "relative_change", "output_change"),
+    *_text("verdict"),
+    *_integer("position", "removal"),
+    *_number("loss", "removal_loss_change"),
+    *_number("ratio", "removal_output_change"),
+    *_text("note"),
+)
+
 PARAMETER_COLUMNS: tuple[Column, ...] = (
     *_text("name", "aliases", "module", "shape", "dtype", "coverage"),
     *_number(_PARAMETER, "norm"),

@@ -14,6 +14,7 @@ from statistics import fmean, variance
 
 from gradflow.errors import UsageError
 from gradflow.findings import Finding, Location, Severity
+from gradflow.student_t import t95
 from gradflow.trace_model import SeedMeasure, Trace
 from gradflow.trunk_profile import profile
 
@@ -22,14 +23,6 @@ GATE_SEEDS = 5
 FEWEST_SEEDS = 3
 """With fewer the interval is so wide that every gate would pass."""
 GATE_RULE, GATE_SLUG = "GATE", "max-regression"
-
-# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom (any table of the distribution).
-_T95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-_T95_NORMAL = 1.960
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,19 +181,13 @@ def difference(now: Sequence[float], before: Sequence[float]) -> tuple[float, fl
         return change, 0.0
     if len(before) == 1:
         spread = variance(now) * (1 / len(now) + 1)
-        return change, _t95(len(now) - 1) * math.sqrt(spread)
+        return change, t95(len(now) - 1) * math.sqrt(spread)
     parts = [(variance(side) / len(side), len(side) - 1) for side in (now, before)]
     spread = sum(part for part, _ in parts)
     if not spread:
         return change, 0.0
     freedom = spread**2 / sum(part**2 / degrees for part, degrees in parts)
-    return change, _t95(freedom) * math.sqrt(spread)
-
-
-def _t95(freedom: float) -> float:
-    """Rounded down to a whole number of degrees, which makes the interval wider and never narrower."""
-    whole = max(1, math.floor(freedom))
-    return _T95[whole - 1] if whole <= len(_T95) else max(_T95_NORMAL, _T95_NORMAL + 2.5 / whole)
+    return change, t95(freedom) * math.sqrt(spread)
 
 
 def _verdict(change: float, low: float, high: float, limit: float) -> str:

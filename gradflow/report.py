@@ -67,8 +67,19 @@ class Report:
 
         return frame(parameter_rows(self.trace), PARAMETER_COLUMNS)
 
+    @property
+    def ablation(self) -> pd.DataFrame:
+        """One row a branch that was left out, empty without ``ablate``; columns and units in ``docs/csv.md``."""
+        from gradflow.ablation_rows import ablation_rows
+        from gradflow.columns import ABLATION_COLUMNS
+        from gradflow.frames import frame
+
+        return frame(ablation_rows(self.trace), ABLATION_COLUMNS)
+
     def to_csv(self, directory: str | Path, *, byte_order_mark: bool = False) -> None:
-        """Write layers.csv, parameters.csv, findings.csv, trace.json, and residuals.csv where there are any.
+        """Write layers.csv, parameters.csv, findings.csv, trace.json, and what else there is a table for.
+
+        residuals.csv where the model has residual sites, ablation.csv where their branches were left out.
 
         Args:
             directory: A folder; made if it is missing. The files appear together or not at all.
@@ -82,7 +93,7 @@ class Report:
         csv_files.write(self, directory, byte_order_mark=byte_order_mark)
 
     def to_parquet(self, directory: str | Path) -> None:
-        """Write layers.parquet, parameters.parquet, findings.parquet, and residuals.parquet where there are any.
+        """Write the tables that :meth:`to_csv` writes, as Parquet.
 
         Args:
             directory: A folder; made if it is missing. The files appear together or not at all.

@@ -406,6 +406,53 @@ class PathOrders:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BranchAblation:
+    """One residual site with its branch left out: the skip goes on alone. Differences are paired, one a sample."""
+
+    order: int
+    """``order`` of the residual record."""
+    changes: tuple[float, ...] = ()
+    """Loss without the branch minus loss of the whole model; empty for a probe."""
+    output_changes: tuple[float, ...] = ()
+    """||y - y'|| / ||y|| over all floating outputs, y' without the branch; empty where shapes differ."""
+    note: str = ""
+    """Why nothing was measured; "" where it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """One step of the greedy order: what this branch and all before it come to when left out together."""
+
+    order: int
+    """``order`` of the residual record whose branch goes."""
+    changes: tuple[float, ...] = ()
+    """As in :class:`BranchAblation`, against the whole model."""
+    output_changes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablation:
+    """What the model does without its branches."""
+
+    order: str
+    """"each" or "greedy" (which has what "each" has, too)."""
+    measure: str
+    """"loss", or "output" where there is no loss but the probe."""
+    varied: str
+    """What differs between samples: "batches", "seeds", or "" for a single one."""
+    losses: tuple[float, ...]
+    """Of the whole model, one a sample; empty for a probe."""
+    branches: tuple[BranchAblation, ...]
+    """In execution order; sites whose kind has no branch to leave out (gated, concat, ...) are not here."""
+    removals: tuple[Removal, ...] = ()
+    """First to go first; empty but for "greedy"."""
+    forwards: int = 0
+    """How many were run with something left out."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know: that the model does not repeat itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """One recording, whole: enough for every rule and every report, without the model."""
 
@@ -425,3 +472,5 @@ class Trace:
     paths_note: str = ""
     """Why there are none although they were asked for."""
     batch_norms: tuple[BatchNormRecord, ...] = ()
+    ablation: Ablation | None = None
+    """None where it was not asked for, or the model has no branch to leave out."""

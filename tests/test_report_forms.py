@@ -15,7 +15,14 @@ import pytest
 
 import gradflow.columns
 from gradflow import trace_file
-from gradflow.columns import FINDING_COLUMNS, LAYER_COLUMNS, PARAMETER_COLUMNS, RESIDUAL_COLUMNS, Kind
+from gradflow.columns import (
+    ABLATION_COLUMNS,
+    FINDING_COLUMNS,
+    LAYER_COLUMNS,
+    PARAMETER_COLUMNS,
+    RESIDUAL_COLUMNS,
+    Kind,
+)
 from gradflow.findings import Location
 from gradflow.report import Report
 from gradflow.reporters import csv_files, json_file, markdown, reporters
@@ -163,13 +170,14 @@ def test_json_is_one_strict_object_keyed_as_the_csv(name: str) -> None:
     report = SCREENS[name]()
     plain = json.loads(json_file.render(report), parse_constant=pytest.fail)
     assert list(plain)[:7] == ["schema", "run", "profile", "layers", "residuals", "parameters", "findings"]
-    assert list(plain)[7:] == ["batch_norms"]
+    assert list(plain)[7:] == ["batch_norms", "ablation"]
     assert plain["schema"] == 1
     keys = {
         "layers": [column.name for column in LAYER_COLUMNS],
         "parameters": [column.name for column in PARAMETER_COLUMNS],
         "residuals": [column.name for column in RESIDUAL_COLUMNS],
         "findings": [*(column.name for column in FINDING_COLUMNS), "why", "evidence"],
+        "ablation": [column.name for column in ABLATION_COLUMNS],
     }
     for table, names in keys.items():
         assert all(list(row) == names for row in plain[table])
@@ -244,6 +252,7 @@ def documented(section: str) -> list[tuple[str, str, str]]:
         ("parameters.csv", PARAMETER_COLUMNS),
         ("residuals.csv", RESIDUAL_COLUMNS),
         ("findings.csv", FINDING_COLUMNS),
+        ("ablation.csv", ABLATION_COLUMNS),
     ],
 )
 def test_the_page_says_what_the_code_writes(section: str, columns: Any) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from gradflow._version import __version__
 from gradflow.errors import InputError, UsageError
+from gradflow.recording.ablation import AblationRequest, ablate
 from gradflow.recording.layout import COMPILED_CHILD, layout_of
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.medians import median_step
@@ -38,6 +39,7 @@ def record(
     trained: bool = False,
     mode: str | None = None,
     progress: Progress | None = None,
+    ablation: AblationRequest | None = None,
 ) -> Trace:
     """Run forward and backward and return what was seen.
 
@@ -48,6 +50,7 @@ def record(
         trained: The parameters come from training, so rules about initialisation step back.
         mode: "train", "eval", or None to run each module in the mode it is in.
         progress: Told in a few words what is going on.
+        ablation: Also leave out each branch in turn, or greedily; None for not.
 
     Raises:
         UsageError: ``steps`` is below one, or the inputs do not fit.
@@ -66,6 +69,7 @@ def record(
             recorded = tuple(_steps(job, steps, seed, say))
             median = median_step(recorded)
             origins = _origins(job, recorded, seed, say)
+            without = None if ablation is None else ablate(job, median.residuals, steps, seed, ablation)
             run = _run_info(job, recorded, seed=seed, trained=trained, notes=notes)
     return Trace(
         run=run,
@@ -76,6 +80,7 @@ def record(
         origins=origins,
         activations=median.activations,
         batch_norms=median.batch_norms,
+        ablation=without,
     )
 
 

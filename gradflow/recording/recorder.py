@@ -159,6 +159,11 @@ class Recorder:
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
 
+    @property
+    def hooks(self) -> ModuleHooks:
+        """Who is running."""
+        return self._hooks
+
     @contextmanager
     def forward(self, inputs: Any) -> Iterator[None]:
         """Trace what runs inside; ``inputs`` are the roots of the dataflow."""

@@ -9,8 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradflow import trace_file
+from gradflow.ablation_rows import ablation_rows
 from gradflow.atomic_files import write_folder
-from gradflow.columns import FINDING_COLUMNS, LAYER_COLUMNS, PARAMETER_COLUMNS, RESIDUAL_COLUMNS, Column
+from gradflow.columns import (
+    ABLATION_COLUMNS,
+    FINDING_COLUMNS,
+    LAYER_COLUMNS,
+    PARAMETER_COLUMNS,
+    RESIDUAL_COLUMNS,
+    Column,
+)
 from gradflow.plain_values import spell
 from gradflow.report import Report
 from gradflow.trace_file import Cell, Row
@@ -42,7 +50,7 @@ def write(report: Report, directory: str | Path, *, byte_order_mark: bool = Fals
 
 
 def files(report: Report) -> dict[str, str]:
-    """Text by file name; residuals.csv only where the model has residual sites."""
+    """Text by file name; residuals.csv only where the model has residual sites, ablation.csv where it was ablated."""
     trace = report.trace
     texts = {
         "layers.csv": render(report),
@@ -52,6 +60,8 @@ def files(report: Report) -> dict[str, str]:
     }
     if trace.residuals:
         texts["residuals.csv"] = csv_text(trace_file.residual_rows(trace), RESIDUAL_COLUMNS)
+    if trace.ablation is not None:
+        texts["ablation.csv"] = csv_text(ablation_rows(trace), ABLATION_COLUMNS)
     return texts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gradflow.ablation_rows import ablation_rows
 from gradflow.findings import Finding
 from gradflow.plain_values import to_plain
 from gradflow.report import Report
@@ -36,6 +37,7 @@ def contents(report: Report) -> dict[str, Any]:
         "parameters": parameter_rows(trace),
         "findings": _findings(report.findings),
         "batch_norms": to_plain(trace.batch_norms),
+        "ablation": ablation_rows(trace),
     }
 
 

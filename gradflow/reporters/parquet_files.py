@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from gradflow import trace_file
+from gradflow.ablation_rows import ablation_rows
 from gradflow.atomic_files import write_folder
-from gradflow.columns import FINDING_COLUMNS, LAYER_COLUMNS, PARAMETER_COLUMNS, RESIDUAL_COLUMNS, Column, Kind
+from gradflow.columns import (
+    ABLATION_COLUMNS,
+    FINDING_COLUMNS,
+    LAYER_COLUMNS,
+    PARAMETER_COLUMNS,
+    RESIDUAL_COLUMNS,
+    Column,
+    Kind,
+)
 from gradflow.errors import UsageError
 from gradflow.report import Report
 from gradflow.trace_file import Row
@@ -24,6 +33,7 @@ _Rows: TypeAlias = Callable[[Report], list[Row]]
 _TABLES: Mapping[str, tuple[_Rows, Sequence[Column]]] = {
     "layers": (lambda report: trace_file.layer_rows(report.trace), LAYER_COLUMNS),
     "residuals": (lambda report: trace_file.residual_rows(report.trace), RESIDUAL_COLUMNS),
+    "ablation": (lambda report: ablation_rows(report.trace), ABLATION_COLUMNS),
     "parameters": (lambda report: trace_file.parameter_rows(report.trace), PARAMETER_COLUMNS),
     "findings": (lambda report: trace_file.finding_rows(report.findings), FINDING_COLUMNS),
 }
@@ -64,13 +74,15 @@ def render(report: Report, table: str = "layers") -> bytes:
 
 
 def write(report: Report, directory: str | Path) -> None:
-    """Write every table into a folder, together or not at all; residuals only where there are any.
+    """Write every table into a folder, together or not at all; residuals and ablation only where there are any.
 
     Raises:
         UsageError: pyarrow is not installed.
         TraceFileError: The folder cannot be made or written to.
     """
-    tables = [name for name in _TABLES if name != "residuals" or report.trace.residuals]
+    absent = set() if report.trace.residuals else {"residuals"}
+    absent |= set() if report.trace.ablation else {"ablation"}
+    tables = [name for name in _TABLES if name not in absent]
     write_folder(directory, {f"{name}{SUFFIX}": render(report, name) for name in tables})
 
 
