@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
 
 from gradflow.checking.plan import TargetPlan
+from gradflow.config import Config
 from gradflow.errors import GradflowError, ModelError
+from gradflow.failed_add import ResidualShapeError
+from gradflow.findings import Finding
 from gradflow.report import Report
 from gradflow.trace_model import SeedMeasure, Trace
 
@@ -29,6 +32,10 @@ class TargetFailure:
     message: str
     trace_text: str = ""
     """The user's traceback, or ours for a bug; empty where there is none."""
+    finding: Finding | None = None
+    """What a rule has to say about it, where one does."""
+    place: str = ""
+    """"models/net.py:31" of that finding; "" where there is no file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +122,8 @@ def run_target(plan: TargetPlan, progress: Progress | None = None) -> TargetRun:
     try:
         with _working_in(plan.folder):
             return TargetRun(name=plan.name, report=_report(plan, progress or _silent))
+    except ResidualShapeError as error:
+        return TargetRun(name=plan.name, failure=shapes_differ(error, plan.config))
     except GradflowError as error:
         text = error.trace_text if isinstance(error, ModelError) else ""
         return _failed(plan, error.exit_code, str(error), text)
@@ -123,6 +132,22 @@ def run_target(plan: TargetPlan, progress: Progress | None = None) -> TargetRun:
             f"a bug in gradflow ({type(error).__name__}); please report its traceback with the model file"
         )
         return _failed(plan, GradflowError.exit_code, message, "".join(traceback.format_exception(error)))
+
+
+def shapes_differ(error: ResidualShapeError, config: Config) -> TargetFailure:
+    """A model that raised at a residual add, with what GF207 says about it where that rule may speak."""
+    from gradflow.rules import select_rules
+    from gradflow.rules.gf207_shortcut_shape import failed_add_finding
+
+    finding = failed_add_finding(error.failed_add)
+    spoken = {rule.code for rule in select_rules(config.select, config.ignore)}
+    return TargetFailure(
+        exit_code=error.exit_code,
+        message=str(error),
+        trace_text=error.trace_text,
+        finding=finding if finding.rule in spoken else None,
+        place=error.failed_add.place,
+    )
 
 
 def _failed(plan: TargetPlan, code: int, message: str, trace_text: str) -> TargetRun:

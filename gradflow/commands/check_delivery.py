@@ -61,7 +61,11 @@ def _failed(outcome: CheckOutcome) -> list[FailedTarget]:
 
     return [
         FailedTarget(
-            target=target.target, message=target.failure.message, traceback=target.failure.trace_text
+            target=target.target,
+            message=target.failure.message,
+            traceback=target.failure.trace_text,
+            finding=target.failure.finding,
+            place=target.failure.place,
         )
         for target in outcome.targets
         if target.failure is not None

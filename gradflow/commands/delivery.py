@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,6 +17,9 @@ from gradflow.config import Config
 from gradflow.errors import UsageError
 from gradflow.findings import Severity
 from gradflow.report import Report
+
+if TYPE_CHECKING:
+    from gradflow.reporters.failed_target import FailedTarget
 
 ARGUMENTS = "gradflow.arguments"
 """Under this key of the context's ``meta`` the arguments stand as they were typed."""
@@ -135,6 +141,51 @@ def deliver(report: Report, place: Delivery) -> None:
     else:
         write_text(place.output, text)
     print(f"wrote {place.output}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def failures_delivered(target: str, place: Delivery, config: Config) -> Iterator[None]:
+    """Also where a model raises, write what a rule says about it, in the forms for programs; then raise.
+
+    Raises:
+        TraceFileError: The file cannot be written.
+    """
+    from gradflow.failed_add import ResidualShapeError
+
+    try:
+        yield
+    except ResidualShapeError as error:
+        from gradflow.checking.target_runs import shapes_differ
+        from gradflow.reporters.failed_target import FailedTarget
+
+        said = shapes_differ(error, config)
+        failed = FailedTarget(
+            target=target,
+            message=said.message,
+            traceback=said.trace_text,
+            finding=said.finding,
+            place=said.place,
+        )
+        _deliver_failure(failed, place)
+        raise
+
+
+def _deliver_failure(failed: FailedTarget, place: Delivery) -> None:
+    from gradflow.atomic_files import write_text
+    from gradflow.reporters import JOINT_REPORTERS, json_file
+    from gradflow.reporters.screen import emit
+
+    if place.form == "json":
+        text = json_file.render_failure(failed)
+    elif place.form in JOINT_REPORTERS:
+        text = JOINT_REPORTERS[place.form]((), (failed,))
+    else:
+        return  # a person reads the error itself, and a table has no row for it
+    if place.output is None:
+        emit(text, sys.stdout)
+    else:
+        write_text(place.output, text)
+        print(f"wrote {place.output}", file=sys.stderr)
 
 
 def _text(report: Report, place: Delivery) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from gradflow.commands import options
-from gradflow.commands.delivery import deliver, delivery, judged_by
+from gradflow.commands.delivery import deliver, delivery, failures_delivered, judged_by
 from gradflow.commands.progress import progress_line
 from gradflow.commands.torch_import import import_torch
 
@@ -40,7 +40,7 @@ def inspect(
 
     place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom)
     config = judged_by(select, ignore, fail_on)
-    with progress_line() as show:
+    with failures_delivered(target, place, config), progress_line() as show:
         show("importing torch")
         import_torch()
         from gradflow.recording.execution import record

@@ -42,7 +42,7 @@ def _place(kind: type) -> str:
     around = [node for node in definitions if node.lineno <= first_line <= (node.end_lineno or node.lineno)]
     # Without a method to go by, the last definition is the one that the file's readers get.
     found = (around or definitions)[-1:]
-    return f"{_shown(Path(file))}:{found[0].lineno}" if found else ""
+    return f"{shown_path(Path(file))}:{found[0].lineno}" if found else ""
 
 
 def _file_of(kind: type) -> tuple[str, int]:
@@ -80,6 +80,7 @@ def _parsed(path: Path, changed: int) -> tuple[ast.ClassDef, ...]:
     return tuple(sorted(found, key=lambda node: node.lineno))
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """A path with forward slashes, relative to the working folder where it lies below it."""
     place, here = path.resolve(), Path.cwd()
     return (place.relative_to(here) if place.is_relative_to(here) else place).as_posix()

@@ -22,6 +22,7 @@ from gradflow.recording import (
     tensor_stats,
 )
 from gradflow.recording.dataflow import Node
+from gradflow.recording.failed_adds import explain_failed_add
 from gradflow.recording.failures import describe_failure
 from gradflow.recording.garbage import collection_paused
 from gradflow.recording.layout import ModelLayout
@@ -83,7 +84,7 @@ def _forward_and_backward(
     seed_everything(seed)
     with torch.inference_mode(False), torch.enable_grad(), watching:
         with watching.forward((batch.args, dict(batch.kwargs))):
-            with blamed_on(job.module, "forward"):
+            with blamed_on(job.module, "forward"), _adds_explained(job.module, watching):
                 outputs = job.target.forward(job.module, batch)
             with blamed_on(job.module, "loss"):
                 loss = _scalar(job.target.loss.compute(outputs, batch))
@@ -92,6 +93,18 @@ def _forward_and_backward(
             with blamed_on(job.module, "backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
     return loss, end
+
+
+@contextmanager
+def _adds_explained(module: nn.Module, watching: Recorder) -> Iterator[None]:
+    """Turn an add that fails for its shapes into an error that says what would mend it."""
+    try:
+        yield
+    except Exception as error:
+        explained = explain_failed_add(error, module, watching.dataflow, watching.sites.graph)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def _scalar(loss: Tensor) -> Tensor:

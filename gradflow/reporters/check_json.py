@@ -7,7 +7,7 @@ from typing import Any
 
 from gradflow.checking.outcome import CheckedTarget, CheckOutcome
 from gradflow.plain_values import to_plain
-from gradflow.reporters.json_file import contents
+from gradflow.reporters.json_file import contents, finding_objects
 from gradflow.trace_file import finding_rows
 from gradflow.trace_model import SCHEMA_VERSION
 
@@ -36,7 +36,9 @@ def _target(target: CheckedTarget) -> dict[str, Any]:
         "error": None,
     }
     if target.failure is not None:
-        return head | {"error": target.failure.message, "traceback": target.failure.trace_text}
+        said = () if target.failure.finding is None else (target.failure.finding,)
+        error = {"error": target.failure.message, "traceback": target.failure.trace_text}
+        return head | error | {"findings": [{**row, "known": False} for row in finding_objects(said)]}
     if target.report is None:
         return head
     whole = head | contents(target.report)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradflow.findings import Finding
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedTarget:
@@ -13,3 +15,7 @@ class FailedTarget:
     message: str
     traceback: str = ""
     """The user's own, trimmed; empty where there is none."""
+    finding: Finding | None = None
+    """What a rule has to say about it, where one does."""
+    place: str = ""
+    """"models/net.py:31" of that finding; "" where there is no file."""

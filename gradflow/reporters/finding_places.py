@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gradflow.findings import Finding
 from gradflow.report import Report
+from gradflow.reporters.failed_target import FailedTarget
 from gradflow.trace_model import RunInfo
 
 _NUMBER = re.compile(r"\d+")
@@ -47,6 +48,22 @@ def target_file(target: str) -> str:
     if not suffix or (tail and not tail.startswith(":")):
         return ""
     return f"{head}.py".replace("\\", "/").removeprefix("./")
+
+
+def failed_place(failed: FailedTarget) -> SourcePlace | None:
+    """The line that raised, where a rule speaks about it; else the start of the target's file, None without one."""
+    path, _, line = failed.place.rpartition(":")
+    if path:
+        return SourcePlace(path=path, line=int(line))
+    file = target_file(failed.target)
+    return SourcePlace(path=file, line=1) if file else None
+
+
+def failed_fingerprint(failed: FailedTarget) -> str:
+    """What a later run knows the finding about a failed target by; as :func:`fingerprints`."""
+    said = failed.finding
+    place = "" if said is None else f"{said.rule}\n{_NUMBER.sub('#', str(said.location))}"
+    return _digest(f"{failed.target}\n{place}\n0")
 
 
 def fingerprints(reports: Sequence[Report]) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ from gradflow.findings import Finding, Severity
 from gradflow.report import Report
 from gradflow.reporters import markdown
 from gradflow.reporters.failed_target import FailedTarget
-from gradflow.reporters.finding_places import source_place, target_file
+from gradflow.reporters.finding_places import failed_place, source_place
 from gradflow.reporters.finding_text import sentences, title
 from gradflow.reporters.number_text import count_text
 from gradflow.reporters.terminal_findings import counted
@@ -52,8 +52,15 @@ def _annotation(finding: Finding, run: RunInfo) -> str:
 
 
 def _failure(failed: FailedTarget) -> str:
-    file = target_file(failed.target)
-    place = {"file": file} if file else {}
+    source = failed_place(failed)
+    place = {"file": source.path} if source is not None else {}
+    if failed.finding is not None:
+        line = {"line": str(source.line)} if source is not None else {}
+        return _command(
+            COMMANDS[failed.finding.severity],
+            place | line | {"title": title(failed.finding)},
+            "\n".join(sentences(failed.finding)),
+        )
     return _command("error", place | {"title": f"{one_line(failed.target)} was not checked"}, failed.message)
 
 

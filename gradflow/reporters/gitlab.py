@@ -12,7 +12,14 @@ from typing import Any
 from gradflow.findings import Finding, Severity
 from gradflow.report import Report
 from gradflow.reporters.failed_target import FailedTarget
-from gradflow.reporters.finding_places import SourcePlace, fingerprints, source_place, target_file
+from gradflow.reporters.finding_places import (
+    SourcePlace,
+    failed_fingerprint,
+    failed_place,
+    fingerprints,
+    source_place,
+    target_file,
+)
 from gradflow.reporters.finding_text import place, sentences
 from gradflow.reporters.text_lines import one_line
 
@@ -31,6 +38,15 @@ def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> st
 
 
 def _failure(failed: FailedTarget, at: int) -> dict[str, Any]:
+    if failed.finding is not None:
+        source = failed_place(failed) or SourcePlace(path=failed.target, line=1)
+        return {
+            "description": f"{failed.finding.slug}: {place(failed.finding)}: {' '.join(sentences(failed.finding))}",
+            "check_name": failed.finding.rule,
+            "fingerprint": failed_fingerprint(failed),
+            "severity": SEVERITIES[failed.finding.severity],
+            "location": {"path": source.path, "lines": {"begin": source.line}},
+        }
     return {
         "description": f"{one_line(failed.target)} was not checked: {one_line(failed.message)}",
         "check_name": "not-checked",

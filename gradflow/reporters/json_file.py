@@ -9,7 +9,9 @@ from gradflow.ablation_rows import ablation_rows
 from gradflow.findings import Finding
 from gradflow.plain_values import to_plain
 from gradflow.report import Report
+from gradflow.reporters.failed_target import FailedTarget
 from gradflow.trace_file import finding_rows, layer_rows, parameter_rows, residual_rows
+from gradflow.trace_model import SCHEMA_VERSION
 
 
 def render(report: Report) -> str:
@@ -35,13 +37,25 @@ def contents(report: Report) -> dict[str, Any]:
         "layers": layer_rows(trace),
         "residuals": residual_rows(trace),
         "parameters": parameter_rows(trace),
-        "findings": _findings(report.findings),
+        "findings": finding_objects(report.findings),
         "batch_norms": to_plain(trace.batch_norms),
         "ablation": ablation_rows(trace),
     }
 
 
-def _findings(findings: tuple[Finding, ...]) -> list[dict[str, Any]]:
+def render_failure(failed: FailedTarget) -> str:
+    """``schema``, ``error``, ``traceback`` and ``findings`` of a model that raised and that a rule speaks about."""
+    whole = {
+        "schema": SCHEMA_VERSION,
+        "error": failed.message,
+        "traceback": failed.traceback,
+        "findings": finding_objects(() if failed.finding is None else (failed.finding,)),
+    }
+    return json.dumps(to_plain(whole), allow_nan=False, indent=1) + "\n"
+
+
+def finding_objects(findings: tuple[Finding, ...]) -> list[dict[str, Any]]:
+    """A row a finding as in ``findings.csv``, with its reason and its evidence."""
     rows = finding_rows(findings)
     return [
         {**row, "why": finding.why, "evidence": dict(finding.evidence)}

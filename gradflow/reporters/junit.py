@@ -59,10 +59,15 @@ def _failed_suite(failed: FailedTarget) -> ElementTree.Element:
     suite = ElementTree.Element(
         "testsuite", {"name": name, "tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
     )
-    case = ElementTree.SubElement(suite, "testcase", {"name": "run", "classname": name})
-    what = {"message": _xml(one_line(failed.message)), "type": "not checked"}
+    case = ElementTree.SubElement(suite, "testcase", {"name": _failed_case(failed), "classname": name})
+    kind = "not checked" if failed.finding is None else failed.finding.severity.value
+    what = {"message": _xml(one_line(failed.message)), "type": kind}
     ElementTree.SubElement(case, "error", what).text = _xml(failed.traceback or failed.message)
     return suite
+
+
+def _failed_case(failed: FailedTarget) -> str:
+    return "run" if failed.finding is None else f"{failed.finding.rule} {failed.finding.slug}"
 
 
 def _properties(run: RunInfo) -> ElementTree.Element:

@@ -63,7 +63,8 @@ def render_all(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -
 
 
 def _failure(failed: FailedTarget) -> list[str]:
-    return [f"## gradflow: {escaped(failed.target)}", "", _not_checked(failed), ""]
+    said = [] if failed.finding is None else ["", *_findings((failed.finding,), LIMIT // 4)]
+    return [f"## gradflow: {escaped(failed.target)}", "", _not_checked(failed), *said, ""]
 
 
 def _not_checked(failed: FailedTarget) -> str:

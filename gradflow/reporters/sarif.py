@@ -17,7 +17,13 @@ from gradflow.findings import Finding, Severity
 from gradflow.plain_values import to_plain
 from gradflow.report import Report
 from gradflow.reporters.failed_target import FailedTarget
-from gradflow.reporters.finding_places import SourcePlace, fingerprints, source_place
+from gradflow.reporters.finding_places import (
+    SourcePlace,
+    failed_fingerprint,
+    failed_place,
+    fingerprints,
+    source_place,
+)
 from gradflow.reporters.finding_text import place, sentences
 from gradflow.reporters.text_lines import one_line
 from gradflow.rules import RULES
@@ -42,7 +48,10 @@ def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> st
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
         "invocations": [_invocation(failed)],
-        "results": _results(reports, [rule["id"] for rule in rules]),
+        "results": [
+            *_results(reports, [rule["id"] for rule in rules]),
+            *(_failed_result(target, [rule["id"] for rule in rules]) for target in failed if target.finding),
+        ],
     }
     log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(to_plain(log), allow_nan=False, indent=1) + "\n"
@@ -131,6 +140,34 @@ def _result(report: Report, finding: Finding, fingerprint: str, codes: Sequence[
         }
         result["relatedLocations"] = [related]
     return result
+
+
+def _failed_result(failed: FailedTarget, codes: Sequence[str]) -> dict[str, Any]:
+    """What a rule says about a target that has no report."""
+    finding = failed.finding
+    assert finding is not None
+    name = finding.location.first
+    location: dict[str, Any] = {
+        "logicalLocations": [
+            {
+                "name": name.rpartition(".")[2] or "model",
+                "fullyQualifiedName": name or "model",
+                "kind": "module",
+            }
+        ]
+    }
+    source = failed_place(failed)
+    if source is not None:
+        location["physicalLocation"] = _physical(source)
+    return {
+        "ruleId": finding.rule,
+        "ruleIndex": codes.index(finding.rule),
+        "level": LEVELS[finding.severity],
+        "message": {"text": _message(f"{place(finding)}: {' '.join(sentences(finding))}")},
+        "locations": [location],
+        "partialFingerprints": {"gradflowFinding/v1": failed_fingerprint(failed)},
+        "properties": {"target": failed.target, "evidence": dict(finding.evidence)},
+    }
 
 
 def _names(finding: Finding, cause: Finding) -> bool:
