@@ -23,6 +23,7 @@ def inspect(
     steps: int = 1,
     seed: int = 0,
     trained: bool = False,
+    try_fixes: bool = False,
 ) -> Report:
     """Run forward and backward once and say where the gradient goes.
 
@@ -37,6 +38,7 @@ def inspect(
         steps: How many; every number is the median over them.
         seed: Seed of the first step; step k runs with ``seed + k``.
         trained: The parameters come from training.
+        try_fixes: Apply candidate repairs in memory and measure again: ``report.repairs``, the best first.
 
     Raises:
         UsageError: The inputs do not fit, or the loss is not a scalar.
@@ -44,6 +46,8 @@ def inspect(
     """
     from gradflow.recording.execution import record
     from gradflow.recording.target import target_from_objects
+    from gradflow.repair_trials import try_repairs
 
     target = target_from_objects(model, inputs, loss, optimizer=optimizer, seed=seed)
-    return analyze(record(target, seed=seed, steps=steps, trained=trained), Config())
+    report = analyze(record(target, seed=seed, steps=steps, trained=trained), Config())
+    return try_repairs(target, report) if try_fixes else report

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
+from gradflow.repair_outcomes import RepairOutcome
 from gradflow.trace_model import Trace
 from gradflow.trunk_profile import TrunkProfile
 
@@ -28,6 +29,8 @@ class Report:
     profile: TrunkProfile
     config: Config = field(default_factory=Config)
     """What it was judged by."""
+    repairs: tuple[RepairOutcome, ...] = ()
+    """Repairs that were tried, the best first; empty where none were asked for."""
 
     @property
     def worst(self) -> Severity | None:

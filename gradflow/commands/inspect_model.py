@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import typer
 
 from gradflow.commands import options
 from gradflow.commands.delivery import deliver, delivery, failures_delivered, judged_by
 from gradflow.commands.progress import progress_line
 from gradflow.commands.torch_import import import_torch
+
+if TYPE_CHECKING:
+    from gradflow.recording.target import Target
+    from gradflow.report import Report
 
 
 def inspect(
@@ -23,6 +30,7 @@ def inspect(
     seed: options.Seed = 0,
     steps: options.Steps = 1,
     train: options.Training = None,
+    try_fixes: options.TryFixes = False,
     select: options.Select = None,
     ignore: options.Ignore = None,
     fail_on: options.FailOn = None,
@@ -60,6 +68,17 @@ def inspect(
         model = load_target(target, wanted)
         trained = trained or checkpoint is not None
         trace = record(model, seed=seed, steps=steps, trained=trained, mode=wanted.mode, progress=show)
-    report = analyze(trace, config)
+        report = analyze(trace, config)
+        if try_fixes:
+            report = _with_repairs(model, report, wanted.mode, show)
     deliver(report, place)
     return 1 if report.fails(config.fail_on) else 0
+
+
+def _with_repairs(model: Target, report: Report, mode: str | None, show: Callable[[str], None]) -> Report:
+    from gradflow.repair_trials import try_repairs
+
+    tried = try_repairs(model, report, mode=mode, progress=show)
+    if not tried.repairs:
+        show("no finding here has a repair to try")
+    return tried

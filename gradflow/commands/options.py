@@ -93,6 +93,14 @@ FailOn: TypeAlias = Annotated[
         case_sensitive=False, help="Exit with 1 for a finding this bad or worse.", rich_help_panel=_RULES
     ),
 ]
+TryFixes: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--try-fixes",
+        help="Apply candidate repairs in memory, measure again, and rank them by what they did.",
+        rich_help_panel=_RUN,
+    ),
+]
 Format: TypeAlias = Annotated[
     str,
     typer.Option(

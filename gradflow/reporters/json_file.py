@@ -8,6 +8,7 @@ from typing import Any
 from gradflow.ablation_rows import ablation_rows
 from gradflow.findings import Finding
 from gradflow.plain_values import to_plain
+from gradflow.repair_outcomes import RepairOutcome
 from gradflow.report import Report
 from gradflow.reporters.failed_target import FailedTarget
 from gradflow.trace_file import finding_rows, layer_rows, parameter_rows, residual_rows
@@ -40,7 +41,13 @@ def contents(report: Report) -> dict[str, Any]:
         "findings": finding_objects(report.findings),
         "batch_norms": to_plain(trace.batch_norms),
         "ablation": ablation_rows(trace),
+        "repairs": [_repair(outcome) for outcome in report.repairs],
     }
+
+
+def _repair(outcome: RepairOutcome) -> dict[str, Any]:
+    plain: dict[str, Any] = to_plain(outcome)
+    return plain | {"helped": outcome.helped}
 
 
 def render_failure(failed: FailedTarget) -> str:

@@ -16,6 +16,7 @@ from gradflow.reporters.terminal_chart import last_gradient
 from gradflow.reporters.terminal_findings import beside_threshold, ranked
 from gradflow.reporters.terminal_findings import counted as severities
 from gradflow.reporters.terminal_header import header_rows, verdict
+from gradflow.reporters.terminal_repairs import repair_cells
 from gradflow.reporters.terminal_table import TableRow, table_rows
 
 _COLUMNS = {
@@ -85,8 +86,9 @@ def _report(report: Report, room: int) -> list[str]:
     head = [f"## gradflow: {escaped(report.trace.run.target)}", "", _verdict(report), ""]
     room -= size(head)
     findings = _findings(report.findings, room * 2 // 3)
-    room -= size(findings)
-    return [*head, *findings, *_details(report, room)]
+    repairs = _repairs(report, room // 3)
+    room -= size(findings) + size(repairs)
+    return [*head, *findings, *repairs, *_details(report, room)]
 
 
 def _verdict(report: Report) -> str:
@@ -132,6 +134,18 @@ def _finding_cells(finding: Finding) -> tuple[str, ...]:
         escaped(finding.hint),
         escaped(beside_threshold(finding)),
     )
+
+
+def _repairs(report: Report, room: int) -> list[str]:
+    if not report.repairs:
+        return []
+    rows = [
+        tuple(escaped(cell) for cell in (*repair_cells(outcome), outcome.where, outcome.code))
+        for outcome in report.repairs
+    ]
+    head = ["### Fixes tried", ""]
+    headings = ("repair", "gain J", "findings left", "where", "code")
+    return [*head, *table(headings, rows, 5, room=room - size(head), rest="`--format json`"), ""]
 
 
 def _residuals(report: Report, room: int) -> list[str]:

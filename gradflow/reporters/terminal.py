@@ -1,4 +1,4 @@
-"""The screen: header, verdict, profile, residual blocks, layers, findings, what to do next."""
+"""The screen: header, verdict, profile, residual blocks, layers, findings, repairs tried, what to do next."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gradflow.reporters.screen import Screen, rendered
 from gradflow.reporters.terminal_chart import chart_lines
 from gradflow.reporters.terminal_findings import finding_lines, next_lines
 from gradflow.reporters.terminal_header import header_lines, verdict_lines
+from gradflow.reporters.terminal_repairs import repair_lines
 from gradflow.reporters.terminal_residuals import residual_lines
 from gradflow.reporters.terminal_table import table_lines
 
@@ -22,6 +23,7 @@ def render(report: Report, screen: Screen) -> str:
         residual_lines(report, screen),
         table_lines(report, screen),
         finding_lines(report, screen),
+        repair_lines(report.repairs, screen),
         next_lines(report, screen),
     ]
     lines: list[Text] = []
