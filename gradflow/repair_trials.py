@@ -150,7 +150,7 @@ def _repaired(trial: _Trial, repair: Repair) -> Report:
     from gradflow.recording.repair_runs import repaired
 
     run = trial.report.trace.run
-    with repaired(trial.target, repair, _ground(trial, repair), seed=run.seed) as target:
+    with repaired(trial.target, repair, ground_of(trial.report, repair), seed=run.seed) as target:
         trace = record(
             target,
             seed=run.seed,
@@ -160,11 +160,12 @@ def _repaired(trial: _Trial, repair: Repair) -> Report:
     return analyze(trace, trial.report.config)
 
 
-def _ground(trial: _Trial, repair: Repair) -> Ground:
+def ground_of(report: Report, repair: Repair) -> Ground:
+    """What a repair acts on: the layers and branches that the root causes it answers are about."""
     from gradflow.recording.repairs import Ground
 
-    trace = trial.report.trace
-    names = _scope(trace, [fault for fault in trial.faults if fault.rule in repair.answers])
+    trace = report.trace
+    names = _scope(trace, [fault for fault in root_causes(report) if fault.rule in repair.answers])
     return Ground(
         parameters=frozenset(p.name for p in trace.parameters if p.module in names and p.requires_grad),
         activation=_activation(trace, names),
