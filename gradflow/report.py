@@ -15,6 +15,8 @@ from gradflow.trunk_profile import TrunkProfile
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gradflow.stream_profile import StreamProfile
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -78,6 +80,18 @@ class Report:
         from gradflow.frames import frame
 
         return frame(ablation_rows(self.trace), ABLATION_COLUMNS)
+
+    @property
+    def streams(self) -> tuple[StreamProfile, ...]:
+        """Every residual stream, the longest first: growth, ranking, effective depth, path lengths."""
+        from gradflow.stream_profile import stream_profiles
+
+        return stream_profiles(self.trace)
+
+    @property
+    def stream(self) -> StreamProfile | None:
+        """The longest residual stream; None for a model without a residual site."""
+        return next(iter(self.streams), None)
 
     def to_csv(self, directory: str | Path, *, byte_order_mark: bool = False) -> None:
         """Write layers.csv, parameters.csv, findings.csv, trace.json, and what else there is a table for.
