@@ -1,6 +1,7 @@
 """Models with a known verdict: faulty pairs, mild and severe, and healthy ones that must stay silent.
 
-Every builder takes a seed and a width and returns a fresh ``(module, inputs, loss)``; nothing else varies.
+Every builder takes a seed, and a width and a depth where they are not to be those of the recipe, and returns a fresh
+``(module, inputs, loss)``; nothing else varies.
 The expected gains stand beside each case: they are what the recipe gives by theory, not what gradflow
 measured.
 """
@@ -27,7 +28,8 @@ class Case:
     """One model and what must be said about it."""
 
     name: str
-    build: Callable[[int], Built]
+    build: Callable[..., Built]
+    """``build(seed, width=..., depth=...)``; what depth counts is the recipe's: layers, blocks, blocks a stage."""
     rule: str | None = None
     """The code of the root cause; None for a healthy model."""
     severity: Severity | None = None
@@ -63,7 +65,7 @@ def images(seed: int, batch: int, size: int = 32) -> tuple[torch.Tensor, torch.T
 
 
 def mlp_builder(
-    initialise: Callable[[nn.Linear], None], *, rectified: bool = False, **options: Any
+    initialise: Callable[[nn.Linear], None], *, depth: int, rectified: bool = False, **options: Any
 ) -> Callable[..., Built]:
     """A builder of MLPs on the clusters; ``options`` go to the network.
 
@@ -72,22 +74,22 @@ def mlp_builder(
     would take a factor of 0.6 off the gain that the recipe promises.
     """
 
-    def build(seed: int, width: int = 256) -> Built:
+    def build(seed: int, width: int = 256, depth: int = depth) -> Built:
         torch.manual_seed(seed)
         x, labels = clusters(seed, width)
         x = x.relu() if rectified else x
-        return networks.MLP(width, initialise=initialise, **options), (x,), labels_loss(labels)
+        return networks.MLP(width, depth=depth, initialise=initialise, **options), (x,), labels_loss(labels)
 
     return build
 
 
 def image_builder(
-    network: Callable[[int], nn.Module], *, batch: int, channels: int
-) -> Callable[[int], Built]:
-    def build(seed: int, width: int = channels) -> Built:
+    network: Callable[[int, int], nn.Module], *, batch: int, channels: int, depth: int
+) -> Callable[..., Built]:
+    def build(seed: int, width: int = channels, depth: int = depth) -> Built:
         torch.manual_seed(seed)
         x, labels = images(seed, batch)
-        return network(width), (x,), labels_loss(labels)
+        return network(width, depth), (x,), labels_loss(labels)
 
     return build
 
@@ -116,51 +118,51 @@ def gaussian(weight_variance: float, bias_variance: float = 0.0) -> Callable[[nn
     return initialise
 
 
-def unused_head(seed: int, width: int = 256) -> Built:
+def unused_head(seed: int, width: int = 256, depth: int = 6) -> Built:
     torch.manual_seed(seed)
     x, labels = clusters(seed, width)
-    return networks.Auxiliary(width, initialise=he), (x,), labels_loss(labels)
+    return networks.Auxiliary(width, depth, initialise=he), (x,), labels_loss(labels)
 
 
-def cut_trunk(seed: int, width: int = 256) -> Built:
+def cut_trunk(seed: int, width: int = 256, depth: int = 3) -> Built:
     torch.manual_seed(seed)
     x, labels = clusters(seed, width)
-    return networks.Detached(width, initialise=he), (x,), labels_loss(labels)
+    return networks.Detached(width, depth, initialise=he), (x,), labels_loss(labels)
 
 
-def language(seed: int, width: int = 128) -> Built:
+def language(seed: int, width: int = 128, depth: int = 12) -> Built:
     torch.manual_seed(seed)
     ids = torch.randint(0, 512, (8, 64), generator=torch.Generator().manual_seed(seed))
 
     def next_token(logits: torch.Tensor, _inputs: Any) -> torch.Tensor:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
-    return networks.GPT(vocabulary=512, width=width, depth=12), (ids,), next_token
+    return networks.GPT(vocabulary=512, width=width, depth=depth), (ids,), next_token
 
 
-def masked_language(seed: int, width: int = 128) -> Built:
+def masked_language(seed: int, width: int = 128, depth: int = 12) -> Built:
     torch.manual_seed(seed)
     ids = torch.randint(0, 512, (8, 64), generator=torch.Generator().manual_seed(seed))
 
     def every_token(logits: torch.Tensor, _inputs: Any) -> torch.Tensor:
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten())
 
-    return networks.PostNormEncoder(vocabulary=512, width=width, depth=12), (ids,), every_token
+    return networks.PostNormEncoder(vocabulary=512, width=width, depth=depth), (ids,), every_token
 
 
-def sequence(seed: int, width: int = 64) -> Built:
+def sequence(seed: int, width: int = 64, depth: int = 2) -> Built:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(32, 50, width, generator=generator)
     labels = torch.randint(0, 10, (32,), generator=generator)
-    return networks.LSTMClassifier(width), (x,), labels_loss(labels)
+    return networks.LSTMClassifier(width, depth), (x,), labels_loss(labels)
 
 
-def segmentation(seed: int, width: int = 16) -> Built:
+def segmentation(seed: int, width: int = 16, depth: int = 2) -> Built:
     torch.manual_seed(seed)
     x, _ = images(seed, batch=16)
     labels = torch.randint(0, 4, (16, 32, 32), generator=torch.Generator().manual_seed(seed))
-    return networks.UNet(width), (x,), labels_loss(labels)
+    return networks.UNet(width, depth), (x,), labels_loss(labels)
 
 
 WARNING, ERROR = Severity.WARNING, Severity.ERROR
@@ -223,13 +225,13 @@ FAULTY: tuple[Case, ...] = (
 HEALTHY: tuple[Case, ...] = (
     Case(name="H1", build=mlp_builder(he, depth=6, activation=nn.ReLU)),
     Case(name="H2", build=mlp_builder(default, depth=3, activation=nn.ReLU)),
-    Case(name="H3", build=image_builder(networks.VGG, batch=64, channels=32)),
-    Case(name="H4", build=image_builder(networks.vgg_batch_norm, batch=64, channels=32)),
-    Case(name="H5", build=image_builder(networks.ResNet20, batch=16, channels=16)),
+    Case(name="H3", build=image_builder(networks.VGG, batch=64, channels=32, depth=3)),
+    Case(name="H4", build=image_builder(networks.vgg_batch_norm, batch=64, channels=32, depth=3)),
+    Case(name="H5", build=image_builder(networks.ResNet20, batch=16, channels=16, depth=3)),
     Case(name="H9", build=mlp_builder(gaussian(1.76, 0.05), depth=30, activation=nn.Tanh)),
     Case(name="H10", build=language),
     Case(name="H11", build=masked_language),
-    Case(name="H12", build=image_builder(networks.ViT, batch=16, channels=192)),
+    Case(name="H12", build=image_builder(networks.ViT, batch=16, channels=192, depth=12)),
     Case(name="H13", build=sequence),
     Case(name="H14", build=segmentation),
 )

@@ -53,9 +53,9 @@ def relu_stack(width: int, depth: int, initialise: Initialise) -> nn.Sequential:
 class Auxiliary(nn.Module):
     """A ReLU MLP whose auxiliary head is never called."""
 
-    def __init__(self, width: int, *, initialise: Initialise, classes: int = 10) -> None:
+    def __init__(self, width: int, depth: int, *, initialise: Initialise, classes: int = 10) -> None:
         super().__init__()
-        self.layers = relu_stack(width, 6, initialise)
+        self.layers = relu_stack(width, depth, initialise)
         self.head = nn.Linear(width, classes)
         self.auxiliary = nn.Linear(width, classes)
 
@@ -66,10 +66,10 @@ class Auxiliary(nn.Module):
 class Detached(nn.Module):
     """A ReLU MLP cut in the middle."""
 
-    def __init__(self, width: int, *, initialise: Initialise, classes: int = 10) -> None:
+    def __init__(self, width: int, depth: int, *, initialise: Initialise, classes: int = 10) -> None:
         super().__init__()
-        self.encoder = relu_stack(width, 3, initialise)
-        self.decoder = relu_stack(width, 3, initialise)
+        self.encoder = relu_stack(width, depth, initialise)
+        self.decoder = relu_stack(width, depth, initialise)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,13 +77,15 @@ class Detached(nn.Module):
 
 
 class VGG(nn.Module):
-    """Six 3×3 convolutions with ReLU, the size halved after every second; default initialisation."""
+    """Stages of two 3×3 convolutions with ReLU, the size halved after each; default initialisation."""
 
-    def __init__(self, channels: int, *, batch_norm: bool = False, classes: int = 10) -> None:
+    def __init__(
+        self, channels: int, stages: int = 3, *, batch_norm: bool = False, classes: int = 10
+    ) -> None:
         super().__init__()
         self.features = nn.Sequential()
         inputs = 3
-        for outputs in (channels, 2 * channels, 4 * channels):
+        for outputs in (channels * 2**stage for stage in range(stages)):
             for _ in range(2):
                 self.features.append(nn.Conv2d(inputs, outputs, 3, padding=1))
                 if batch_norm:
@@ -97,8 +99,8 @@ class VGG(nn.Module):
         return self.head(self.features(x).mean(dim=(2, 3)))
 
 
-def vgg_batch_norm(channels: int) -> VGG:
-    return VGG(channels, batch_norm=True)
+def vgg_batch_norm(channels: int, stages: int = 3) -> VGG:
+    return VGG(channels, stages, batch_norm=True)
 
 
 class BasicBlock(nn.Module):
@@ -119,16 +121,16 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Three stages of three basic blocks for 32×32 images, He initialisation."""
+    """Three stages of basic blocks, three each, for 32×32 images, He initialisation."""
 
-    def __init__(self, channels: int, classes: int = 10) -> None:
+    def __init__(self, channels: int, blocks: int = 3, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.blocks = nn.Sequential()
         inputs = channels
         for stage in range(3):
-            for index in range(3):
+            for index in range(blocks):
                 outputs = channels * 2**stage
                 self.blocks.append(BasicBlock(inputs, outputs, stride=2 if stage and not index else 1))
                 inputs = outputs
@@ -253,13 +255,13 @@ class ViT(nn.Module):
 
 
 class LSTMClassifier(nn.Module):
-    """Two layers with a forget bias of 1; the last step is classified."""
+    """Two layers, or more, with a forget bias of 1; the last step is classified."""
 
-    def __init__(self, width: int, classes: int = 10) -> None:
+    def __init__(self, width: int, layers: int = 2, classes: int = 10) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(width, width, num_layers=2, batch_first=True)
+        self.lstm = nn.LSTM(width, width, num_layers=layers, batch_first=True)
         self.head = nn.Linear(width, classes)
-        for layer in range(2):
+        for layer in range(layers):
             for part in ("ih", "hh"):
                 bias = getattr(self.lstm, f"bias_{part}_l{layer}")
                 nn.init.zeros_(bias)
@@ -270,29 +272,27 @@ class LSTMClassifier(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
-def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-        nn.Conv2d(outputs, outputs, 3, padding=1),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
+def convolutions(inputs: int, outputs: int, depth: int) -> nn.Sequential:
+    stack = nn.Sequential()
+    for index in range(depth):
+        stack.append(nn.Conv2d(outputs if index else inputs, outputs, 3, padding=1))
+        stack.append(nn.BatchNorm2d(outputs))
+        stack.append(nn.ReLU())
+    return stack
 
 
 class UNet(nn.Module):
-    """Two levels with concatenated skips and no addition."""
+    """Two levels of two convolutions each, with concatenated skips and no addition."""
 
-    def __init__(self, channels: int, classes: int = 4) -> None:
+    def __init__(self, channels: int, depth: int = 2, classes: int = 4) -> None:
         super().__init__()
-        self.down1 = double_convolution(3, channels)
-        self.down2 = double_convolution(channels, 2 * channels)
-        self.bottom = double_convolution(2 * channels, 4 * channels)
+        self.down1 = convolutions(3, channels, depth)
+        self.down2 = convolutions(channels, 2 * channels, depth)
+        self.bottom = convolutions(2 * channels, 4 * channels, depth)
         self.rise2 = nn.ConvTranspose2d(4 * channels, 2 * channels, 2, stride=2)
-        self.up2 = double_convolution(4 * channels, 2 * channels)
+        self.up2 = convolutions(4 * channels, 2 * channels, depth)
         self.rise1 = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
-        self.up1 = double_convolution(2 * channels, channels)
+        self.up1 = convolutions(2 * channels, channels, depth)
         self.head = nn.Conv2d(channels, classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

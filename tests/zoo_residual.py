@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import zoo_networks as networks
@@ -62,18 +62,18 @@ class FixupBlock(nn.Module):
 
 
 class FixupResNet(nn.Module):
-    """ResNet-20 by Fixup, head at zero."""
+    """ResNet-20, or another depth, by Fixup; head at zero."""
 
-    def __init__(self, channels: int, classes: int = 10) -> None:
+    def __init__(self, channels: int, blocks: int = 3, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.Sequential()
         inputs = channels
         for stage in range(3):
-            for index in range(3):
+            for index in range(blocks):
                 outputs = channels * 2**stage
                 stride = 2 if stage and not index else 1
-                self.blocks.append(FixupBlock(inputs, outputs, stride, blocks=9))
+                self.blocks.append(FixupBlock(inputs, outputs, stride, blocks=3 * blocks))
                 inputs = outputs
         self.head = nn.Linear(inputs, classes)
         nn.init.zeros_(self.head.weight)
@@ -137,36 +137,38 @@ class Stack(nn.Module):
         return self.head(x.mean(dim=(2, 3)) if x.dim() == 4 else x)
 
 
-def stack(blocks: Callable[[int], list[nn.Module]], width: int = 128) -> Callable[..., Built]:
+def stack(
+    blocks: Callable[[int, int], list[nn.Module]], depth: int, width: int = 128
+) -> Callable[..., Built]:
     """A builder of blocks on the clusters."""
 
-    def build(seed: int, width: int = width) -> Built:
+    def build(seed: int, width: int = width, depth: int = depth) -> Built:
         torch.manual_seed(seed)
         x, labels = clusters(seed, width)
-        return Stack(nn.Linear(width, width), blocks(width), width), (x,), labels_loss(labels)
+        return Stack(nn.Linear(width, width), blocks(width, depth), width), (x,), labels_loss(labels)
 
     return build
 
 
-def zero_gamma(seed: int, width: int = 16) -> Built:
+def zero_gamma(seed: int, width: int = 16, depth: int = 3) -> Built:
     torch.manual_seed(seed)
     x, labels = images(seed, batch=16)
-    model = networks.ResNet20(width)
+    model = networks.ResNet20(width, depth)
     for block in model.blocks:
         nn.init.zeros_(block.norm2.weight)
     return model, (x,), labels_loss(labels)
 
 
-def fixup(seed: int, width: int = 16) -> Built:
+def fixup(seed: int, width: int = 16, depth: int = 3) -> Built:
     torch.manual_seed(seed)
     x, labels = images(seed, batch=16)
-    return FixupResNet(width), (x,), labels_loss(labels)
+    return FixupResNet(width, depth), (x,), labels_loss(labels)
 
 
-def low_rank(seed: int, width: int = 128) -> Built:
+def low_rank(seed: int, width: int = 128, depth: int = 4) -> Built:
     """A pre-norm transformer, all frozen but the additions to its attention and MLP."""
     torch.manual_seed(seed)
-    model = networks.GPT(vocabulary=512, width=width, depth=4).requires_grad_(False)
+    model = networks.GPT(vocabulary=512, width=width, depth=depth).requires_grad_(False)
     for block in model.blocks:
         block.attention.qkv = LoRALinear(block.attention.qkv)
         block.mlp[0] = LoRALinear(block.mlp[0])
@@ -175,7 +177,7 @@ def low_rank(seed: int, width: int = 128) -> Built:
 
 
 def growing(depth: int) -> Callable[..., Built]:
-    def build(seed: int, width: int = 32) -> Built:
+    def build(seed: int, width: int = 32, depth: int = depth) -> Built:
         torch.manual_seed(seed)
         x, labels = images(seed, batch=16, size=16)
         stem = nn.Conv2d(3, width, 3, padding=1)
@@ -188,19 +190,19 @@ def growing(depth: int) -> Callable[..., Built]:
     return build
 
 
-def switched_off(weak: tuple[int, ...]) -> Callable[..., Built]:
-    """Twelve pre-norm transformer blocks, the branches of some a thousand times smaller."""
+def switched_off(weak: Callable[[int], Iterable[int]]) -> Callable[..., Built]:
+    """Pre-norm transformer blocks, twelve by default, the branches of some a thousand times smaller."""
 
-    def build(seed: int, width: int = 64) -> Built:
+    def build(seed: int, width: int = 64, depth: int = 12) -> Built:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(16, 24, width, generator=generator)
         labels = torch.randint(0, 10, (16 * 24,), generator=generator)
         blocks: list[nn.Module] = [
-            networks.TransformerBlock(width, causal=False, pre_norm=True) for _ in range(12)
+            networks.TransformerBlock(width, causal=False, pre_norm=True) for _ in range(depth)
         ]
         with torch.no_grad():
-            for index in weak:
+            for index in weak(depth):
                 for last in (blocks[index].attention.project, blocks[index].mlp[2]):
                     last.weight *= 1e-3
                     last.bias *= 1e-3
@@ -210,26 +212,34 @@ def switched_off(weak: tuple[int, ...]) -> Callable[..., Built]:
     return build
 
 
-def dead_by_weights(width: int) -> list[nn.Module]:
-    """Eight blocks; the fifth has a ReLU that is off for every sample in front of a zero weight."""
-    blocks: list[nn.Module] = [PreNormBlock(width) for _ in range(8)]
+def dead_by_weights(width: int, depth: int) -> list[nn.Module]:
+    """Blocks, the fifth of which has a ReLU that is off for every sample in front of a zero weight."""
+    blocks: list[nn.Module] = [PreNormBlock(width) for _ in range(depth)]
     nn.init.constant_(blocks[4].expand.bias, -50.0)
     nn.init.zeros_(blocks[4].project.weight)
     nn.init.zeros_(blocks[4].project.bias)
     return blocks
 
 
-def dead_by_factor(width: int) -> list[nn.Module]:
-    return [Silenced(PreNormBlock(width)) if k == 4 else PreNormBlock(width) for k in range(8)]
+def dead_by_factor(width: int, depth: int) -> list[nn.Module]:
+    return [Silenced(PreNormBlock(width)) if k == 4 else PreNormBlock(width) for k in range(depth)]
+
+
+def rezero(width: int, depth: int) -> list[nn.Module]:
+    return [ReZeroBlock(width) for _ in range(depth)]
+
+
+def pre_norm(width: int, depth: int) -> list[nn.Module]:
+    return [PreNormBlock(width) for _ in range(depth)]
 
 
 HEALTHY: tuple[Case, ...] = (
     Case(name="H6", build=zero_gamma),
-    Case(name="H7", build=stack(lambda width: [ReZeroBlock(width) for _ in range(24)])),
+    Case(name="H7", build=stack(rezero, 24)),
     Case(name="H8", build=fixup),
     Case(name="H15", build=low_rank),
     # rho falls as 1/sqrt(l + 1) to 0.14, the variance grows 1 + 1/l a block
-    Case(name="H16", build=stack(lambda width: [PreNormBlock(width) for _ in range(48)])),
+    Case(name="H16", build=stack(pre_norm, 48)),
 )
 
 FAULTY: tuple[Case, ...] = (
@@ -239,7 +249,7 @@ FAULTY: tuple[Case, ...] = (
     Case(name="G1b", build=growing(48), rule="GF202", severity=ERROR, region="blocks.", also=("GF102",)),
     Case(
         name="I1a",
-        build=switched_off((5,)),
+        build=switched_off(lambda depth: (5,)),
         rule="GF201",
         severity=WARNING,
         region="blocks.5",
@@ -248,7 +258,7 @@ FAULTY: tuple[Case, ...] = (
     ),
     Case(
         name="I1b",
-        build=switched_off((6, 7, 8, 9, 10, 11)),
+        build=switched_off(lambda depth: range(depth // 2, depth)),
         rule="GF201",
         severity=WARNING,
         region="blocks.",
@@ -256,6 +266,6 @@ FAULTY: tuple[Case, ...] = (
         trained=True,
     ),
     # Only the last bias gets a gradient.
-    Case(name="Z1a", build=stack(dead_by_weights), rule="GF204", severity=ERROR, region="blocks.4"),
-    Case(name="Z1b", build=stack(dead_by_factor), rule="GF204", severity=ERROR, region="blocks.4"),
+    Case(name="Z1a", build=stack(dead_by_weights, 8), rule="GF204", severity=ERROR, region="blocks.4"),
+    Case(name="Z1b", build=stack(dead_by_factor, 8), rule="GF204", severity=ERROR, region="blocks.4"),
 )

@@ -18,11 +18,11 @@ DEPTH = 4
 class ShiftedCNN(nn.Module):
     """He-initialised convolutions with ReLU; the biases of ``dead`` of the channels are far below 0."""
 
-    def __init__(self, channels: int, dead: float, classes: int = 10) -> None:
+    def __init__(self, channels: int, dead: float, depth: int = DEPTH, classes: int = 10) -> None:
         super().__init__()
         self.features = nn.Sequential()
         inputs = 3
-        for _ in range(DEPTH):
+        for _ in range(depth):
             convolution = nn.Conv2d(inputs, channels, 3, padding=1)
             nn.init.kaiming_normal_(convolution.weight)
             nn.init.zeros_(convolution.bias)
@@ -64,7 +64,7 @@ class PostNormLayer(nn.Module):
 
 
 class PostNormStack(nn.Module):
-    """Twelve such layers over tokens that are given as vectors."""
+    """Such layers, twelve by default, over tokens that are given as vectors."""
 
     def __init__(self, width: int, *, skips: bool, depth: int = 12, classes: int = 10) -> None:
         super().__init__()
@@ -75,25 +75,25 @@ class PostNormStack(nn.Module):
         return self.head(self.layers(x).mean(dim=1))
 
 
-def shifted(dead: float, width: int) -> Callable[[int], Built]:
+def shifted(dead: float, width: int) -> Callable[..., Built]:
     """D1: a ReLU CNN with this share of its channels shifted below 0 by their bias."""
 
-    def build(seed: int, width: int = width) -> Built:
+    def build(seed: int, width: int = width, depth: int = DEPTH) -> Built:
         torch.manual_seed(seed)
         x, labels = images(seed, 16)
-        return ShiftedCNN(width, dead), (x,), labels_loss(labels)
+        return ShiftedCNN(width, dead, depth), (x,), labels_loss(labels)
 
     return build
 
 
-def scaled(deviation: float) -> Callable[[int], Built]:
-    """S1: a tanh MLP of three layers whose first pre-activations have this standard deviation."""
+def scaled(deviation: float) -> Callable[..., Built]:
+    """S1: a tanh MLP, of three layers by default, whose first pre-activations have this standard deviation."""
 
-    def build(seed: int, width: int = 256) -> Built:
+    def build(seed: int, width: int = 256, depth: int = 3) -> Built:
         torch.manual_seed(seed)
         x, labels = clusters(seed, width)
         model = nn.Sequential()
-        for _ in range(3):
+        for _ in range(depth):
             linear = nn.Linear(width, width)
             nn.init.xavier_normal_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -104,15 +104,15 @@ def scaled(deviation: float) -> Callable[[int], Built]:
     return build
 
 
-def post_norm(*, skips: bool) -> Callable[[int], Built]:
+def post_norm(*, skips: bool) -> Callable[..., Built]:
     """R1: a post-norm stack over 64 tokens, with its skips or without."""
 
-    def build(seed: int, width: int = 128) -> Built:
+    def build(seed: int, width: int = 128, depth: int = 12) -> Built:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(8, 64, width, generator=generator)
         labels = torch.randint(0, 10, (8,), generator=generator)
-        return PostNormStack(width, skips=skips), (x,), labels_loss(labels)
+        return PostNormStack(width, skips=skips, depth=depth), (x,), labels_loss(labels)
 
     return build
 
