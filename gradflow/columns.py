@@ -84,6 +84,9 @@ RESIDUAL_COLUMNS: tuple[Column, ...] = (
     *_number("share", "path_share"),
     *_text("split_note"),
     *_integer("position", "previous"),
+    *_text("norm_placement", "activation_after", "added_by"),
+    Column("resets_stream", Kind.BOOLEAN, ""),
+    *_text("shortcut", "branch_factors"),
 )
 
 ABLATION_COLUMNS: tuple[Column, ...] = (

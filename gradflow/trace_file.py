@@ -233,6 +233,12 @@ def _residual_row(residual: ResidualRecord) -> Row:
         "path_share": residual.path_share,
         "split_note": residual.split_note,
         "previous": residual.previous,
+        "norm_placement": residual.norm_placement,
+        "activation_after": residual.activation_after,
+        "added_by": residual.added_by,
+        "resets_stream": residual.resets_stream,
+        "shortcut": ";".join(residual.shortcut),
+        "branch_factors": ";".join(residual.branch_factors),
     }
 
 

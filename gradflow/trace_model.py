@@ -276,6 +276,23 @@ class ResidualRecord:
     """Why the gradient was not split between skip and branch; "" where it was."""
     previous: int | None = None
     """``order`` of the site before it in its stream: the last of the same parent that its source was made from."""
+    norm_placement: str = ""
+    """"before" (at the head of the branch), "after" (on the sum: post-norm), "end" (last in the branch),
+    "both" (before, and at the end or after), "inside" (every way through the branch crosses one), "none";
+    "" for concat and opaque sites."""
+    activation_after: str = ""
+    """The nonlinearity that alone reads the sum (behind its norm, where that is "after"): "relu"; "" without."""
+    added_by: str = ""
+    """The op that added: "add", "sub", "addcmul", "lerp", "sum" ..."""
+    resets_stream: bool = False
+    """The stream starts anew here: the skip is a projection, or its source comes from the earlier blocks
+    through weight layers only (a down-sampling between stages)."""
+    shortcut: tuple[str, ...] = ()
+    """What the skip does, first to last: "1x1", "linear", "pool", "slice", "pad", "norm", "resize"; for a scaled
+    one its factors (as in ``branch_factors``), for a gated one "gate"; empty for a bare skip."""
+    branch_factors: tuple[str, ...] = ()
+    """The factors that stand last on the branch, nearest the add first: "number", "scalar" (one learned),
+    "channels" (one learned a channel), "mask" (a tensor made from no data: stochastic depth), "gate"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

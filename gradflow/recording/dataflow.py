@@ -29,6 +29,12 @@ ESCAPES = frozenset({"item", "tolist", "numpy", "__array__", "__float__", "__int
 _NO_OPS = "to contiguous float double half bfloat16 type type_as cpu cuda flatten reshape requires_grad_ resolve_conj"
 MAY_RETURN_ITSELF = frozenset(_NO_OPS.split())
 """Ops that return their argument as it is where there is nothing to do: that makes no new tensor."""
+_BLANKS = """
+new_empty new_zeros new_ones new_full new_tensor empty_like zeros_like ones_like full_like rand_like randn_like
+randint_like
+"""
+BLANK_OPS = frozenset(_BLANKS.split())
+"""Ops that take a tensor for its shape alone: none of its values goes in."""
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _OWN_FOLDER = str(Path(__file__).parent.parent)
 _HELPERS = (_TORCH_FOLDER, _OWN_FOLDER, "<")
@@ -208,7 +214,7 @@ class Dataflow(TorchFunctionMode):
             tensor.shape,
             tensor.is_floating_point() or tensor.is_complex(),
             requires_grad,
-            from_data,
+            from_data and op not in BLANK_OPS,
             from_parameter,
         )
         if gradient_goes_in and not requires_grad:

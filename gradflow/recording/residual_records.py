@@ -13,6 +13,7 @@ from gradflow.recording.recorder import Recorder
 from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS
 from gradflow.recording.residual_recorder import Site
 from gradflow.recording.residual_sites import Graph, parallel_branches, scale_of
+from gradflow.recording.site_facts import FactFinder
 from gradflow.recording.site_measures import NOT_MEASURED
 from gradflow.recording.site_surroundings import Readers, previous_sites
 from gradflow.recording.weight_ops import is_weight_op, weights_of
@@ -33,6 +34,7 @@ class _Context:
     """Gradient norm of each parameter, by name."""
     types: Mapping[str, str]
     """Class of each module, by name."""
+    facts: FactFinder
 
 
 def residual_records(
@@ -49,6 +51,9 @@ def residual_records(
         parameters: With their gradients.
         end: The node of the loss.
     """
+    sites = [recorder.sites.sites[node] for node in sorted(recorder.sites.sites)]
+    if not sites:
+        return ()
     context = _Context(
         recorder=recorder,
         graph=recorder.sites.graph,
@@ -56,8 +61,8 @@ def residual_records(
         names={id(item.parameter): item.names[0] for item in recorder.layout.parameters},
         gradients={row.name: row.gradient_norm for row in parameters},
         types={name: type(module).__name__ for module, name in recorder.layout.names.items()},
+        facts=FactFinder(recorder.sites.graph, [(site.node, site.found) for site in sites]),
     )
-    sites = [recorder.sites.sites[node] for node in sorted(recorder.sites.sites)]
     parents = _parents(sites)
     previous = previous_sites(sites, parents, context.graph.nodes)
     readers = Readers.of(context.graph.nodes, end)
@@ -97,7 +102,26 @@ def _record(site: Site, order: int, index: int, parent: int | None, context: _Co
         like=f"{context.types.get(node.module, '')} #{index} {kind}: {' '.join(branch_ops)}",
         overwritten=site.overwritten,
     )
-    return _with_numbers(record, site, context)
+    return _with_numbers(_with_facts(record, site, context), site, context)
+
+
+def _with_facts(record: ResidualRecord, site: Site, context: _Context) -> ResidualRecord:
+    facts = context.facts.facts(site.node, site.found, nested=record.parent is not None)
+    return replace(
+        record,
+        norm_placement=facts.norm_placement,
+        activation_after=facts.activation_after,
+        added_by=_added_by(context.graph.nodes[site.node].op),
+        resets_stream=facts.resets_stream,
+        shortcut=facts.shortcut,
+        branch_factors=facts.branch_factors,
+    )
+
+
+def _added_by(op: str) -> str:
+    """An op without its underscores and the prefix of an operator: "__iadd__" is an add."""
+    name = op.strip("_")
+    return name[1:] if name in ("iadd", "radd", "isub") else name
 
 
 def _with_numbers(record: ResidualRecord, site: Site, context: _Context) -> ResidualRecord:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradflow.recording.dataflow import Node
+from gradflow.recording.norm_ops import is_norm
 from gradflow.recording.residual_ops import (
     ADD_OPS,
     SCALE_OPS,
@@ -111,16 +112,31 @@ def scale_of(index: int, graph: Graph) -> tuple[float | None, tuple[int, ...], i
         The product of the numbers (None without any factor), the ids of the parameters that multiply, and the
         node before the factors.
     """
+    factors, rest = factors_of(index, graph.nodes)
     number: float | None = None
     parameters: tuple[int, ...] = ()
+    for i in factors:
+        number = (1.0 if number is None else number) * graph.factors.get(i, 1.0)
+        parameters += tuple(weights_of(graph.nodes[i], graph.nodes))
+    return number, parameters, rest
+
+
+def factors_of(index: int, nodes: Sequence[Node]) -> tuple[tuple[int, ...], int]:
+    """The scaling ops that stand last on the way to a node, last first, and the node before them.
+
+    The weight with which a normalisation in plain ops ends is a part of the norm, and no factor.
+    """
+    found: list[int] = []
     while True:
-        node = graph.nodes[index]
-        data = data_inputs(node, graph.nodes)
+        node = nodes[index]
+        data = data_inputs(node, nodes)
+        if is_norm(node, nodes):
+            affine = bool(found) and nodes[found[-1]].module == node.module
+            return tuple(found[:-1] if affine else found), found[-1] if affine else index
         if len(data) != 1 or not (node.op in VALUE_OPS or node.op in SCALE_OPS):
-            return number, parameters, index
+            return tuple(found), index
         if node.op in SCALE_OPS:
-            number = (1.0 if number is None else number) * graph.factors.get(index, 1.0)
-            parameters += tuple(weights_of(node, graph.nodes))
+            found.append(index)
         index = data[0]
 
 

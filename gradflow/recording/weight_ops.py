@@ -38,9 +38,13 @@ def weights_of(node: Node, nodes: Sequence[Node]) -> frozenset[int]:
     if node.parameters:
         return frozenset(node.parameters)
     found: set[int] = set()
-    waiting = [i for i in node.inputs if nodes[i].from_parameter and not nodes[i].from_data]
+    seen: set[int] = set()
+    waiting = list(node.inputs)
     while waiting:
-        source = nodes[waiting.pop()]
-        found.update(source.parameters)
-        waiting.extend(source.inputs)
+        index = waiting.pop()
+        source = nodes[index]
+        if index not in seen and source.from_parameter and not source.from_data:
+            seen.add(index)
+            found.update(source.parameters)
+            waiting.extend(source.inputs)
     return frozenset(found)
