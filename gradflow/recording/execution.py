@@ -19,6 +19,7 @@ from gradflow.recording.ablation import AblationRequest, ablate
 from gradflow.recording.layout import COMPILED_CHILD, layout_of
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.medians import median_step
+from gradflow.recording.path_passes import PathRequest, Paths, record_paths
 from gradflow.recording.records import StepRecord
 from gradflow.recording.seeding import random_state_kept, seed_everything
 from gradflow.recording.signatures import forward_signature
@@ -26,7 +27,7 @@ from gradflow.recording.snapshot import Snapshot, preserved
 from gradflow.recording.sources import class_sources
 from gradflow.recording.steps import Job, blamed_on, find_origins, run_step
 from gradflow.recording.target import Batch, Target
-from gradflow.trace_model import NonFiniteOrigin, RunInfo, Trace
+from gradflow.trace_model import NonFiniteOrigin, ResidualRecord, RunInfo, Trace
 
 Progress = Callable[[str], None]
 
@@ -40,6 +41,7 @@ def record(
     mode: str | None = None,
     progress: Progress | None = None,
     ablation: AblationRequest | None = None,
+    paths: PathRequest | None = None,
 ) -> Trace:
     """Run forward and backward and return what was seen.
 
@@ -51,6 +53,7 @@ def record(
         mode: "train", "eval", or None to run each module in the mode it is in.
         progress: Told in a few words what is going on.
         ablation: Also leave out each branch in turn, or greedily; None for not.
+        paths: Also take the gradient of the first step apart by how many branches it came through; None for not.
 
     Raises:
         UsageError: ``steps`` is below one, or the inputs do not fit.
@@ -70,6 +73,7 @@ def record(
             median = median_step(recorded)
             origins = _origins(job, recorded, seed, say)
             without = None if ablation is None else ablate(job, median.residuals, steps, seed, ablation)
+            apart = _paths(job, median.residuals, seed, paths, say)
             run = _run_info(job, recorded, seed=seed, trained=trained, notes=notes)
     return Trace(
         run=run,
@@ -81,6 +85,8 @@ def record(
         activations=median.activations,
         batch_norms=median.batch_norms,
         ablation=without,
+        paths=apart.streams,
+        paths_note=apart.note,
     )
 
 
@@ -132,6 +138,15 @@ def _origins(
             say("looking for the first non-finite value")
             return find_origins(job, _batch(job.target, step), seed + step)
     return ()
+
+
+def _paths(
+    job: Job, residuals: tuple[ResidualRecord, ...], seed: int, request: PathRequest | None, say: Progress
+) -> Paths:
+    if request is None:
+        return Paths()
+    say("the gradient by the branches it came through")
+    return record_paths(job, _batch(job.target, 0), seed, residuals, request)
 
 
 def _runnable(target: Target, seed: int) -> tuple[nn.Module, tuple[str, ...]]:

@@ -9,7 +9,7 @@ only a reference is held: to the gradient at the sum, which autograd holds as we
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,6 +37,16 @@ NO_SKIP = "no gradient comes back through the skip alone"
 READ_ELSEWHERE = "something outside reads the inside of the branch"
 UNREADABLE = "the gradients cannot be read"
 NO_SUM = "skip and branch are not summed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Places in the autograd graph of a site."""
+
+    start: Edge
+    """Where skip and branch bring the gradient back to."""
+    branches: tuple[Edge, ...]
+    """Where it enters the branch, or each of parallel ones."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,21 +85,38 @@ class GradientSplit:
 
     def listen(self) -> None:
         """Hook the backward functions that read the source; call it between forward and backward."""
-        source, base, root = self._source, self._base, self._root
-        branches, landings = [node for node, _ in self._branches], set(self._landings)
+        ways = self._ways()
         # A hook that held its own function would never be freed.
         self._source = self._base = self._root = None
         self._branches, self._landings = [], []
+        if ways is not None:
+            inside, beside = ways.inside.readers, ways.beside.readers
+            self._hook([(reader, BRANCH) for reader in inside] + [(reader, SKIP) for reader in beside])
+
+    def ends(self) -> Ends | None:
+        """Where the gradient enters the branch and where it arrives; instead of ``listen``. None without a split."""
+        source, base, ways = self._source, self._base, self._ways()
+        if ways is None or source is None:
+            return None
+        direct = [node.next_functions[place] for node, place in ways.beside.readers]
+        start = base if base is not None and base in direct else source
+        return Ends(start=start, branches=tuple(dict.fromkeys(ways.beside.entries)))
+
+    def _ways(self) -> _Ways | None:
+        """The ways from the sum back to the source, told apart; None, and a note, where they cannot be."""
+        source, base, root = self._source, self._base, self._root
         if source is None or root is None:
-            return
-        inside, met = _readers(branches, [source], frozenset())
-        beside, meetings = _readers([root], [source] if base is None else [source, base], frozenset(met))
-        if meetings & (met - landings):
+            return None
+        inside = _walk([node for node, _ in self._branches], [source], frozenset())
+        sources = [source] if base is None else [source, base]
+        beside = _walk([root], sources, inside.met)
+        if any(node not in self._landings for node, _ in beside.entries):
             self.note = SHARED
-        elif not beside:
+        elif not beside.readers:
             self.note = NO_SKIP
         else:
-            self._hook([(reader, BRANCH) for reader in inside] + [(reader, SKIP) for reader in beside])
+            return _Ways(inside=inside, beside=beside)
+        return None
 
     def _hook(self, readers: Iterable[tuple[Edge, int]]) -> None:
         places: dict[Node, list[tuple[int, int]]] = {}
@@ -220,28 +247,48 @@ def _edge(tensor: Tensor) -> Edge:
     return edge.node, edge.output_nr
 
 
-def _readers(
-    starts: Iterable[Node], sources: Sequence[Edge], closed: frozenset[Node]
-) -> tuple[list[Edge], set[Node]]:
-    """The edges that lead into a source, going back from some functions, and the functions met.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    """What was met on the way back from some functions to a source."""
 
-    Functions in ``closed`` are met, and not passed. What is older than the source cannot have read it.
+    readers: list[Edge]
+    """The functions that read the source, and as how-manieth argument."""
+    met: Set[Node]
+    entries: list[Edge]
+    """Where the way ended at a function that it was not to pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ways:
+    inside: _Walk
+    """Through the branch."""
+    beside: _Walk
+    """From the sum, around the branch."""
+
+
+def _walk(starts: Iterable[Node], sources: Sequence[Edge], closed: Set[Node]) -> _Walk:
+    """Go back from some functions to the sources, through none of ``closed``.
+
+    What is older than the source cannot have read it, and is not walked.
     """
     oldest = min(_age(node) for node, _ in sources)
-    found: list[Edge] = []
+    readers: list[Edge] = []
+    entries: list[Edge] = []
     waiting = list(starts)
     met = set(waiting)
     while waiting:
         node = waiting.pop()
-        if node in closed:
-            continue
         for place, (following, output) in enumerate(node.next_functions):
+            if following is None:
+                continue
             if (following, output) in sources:
-                found.append((node, place))
-            elif following is not None and following not in met and following._sequence_nr() > oldest:
+                readers.append((node, place))
+            elif following in closed:
+                entries.append((following, output))
+            elif following not in met and following._sequence_nr() > oldest:
                 met.add(following)
                 waiting.append(following)
-    return found, met
+    return _Walk(readers=readers, met=met, entries=entries)
 
 
 def _age(node: Node) -> int:

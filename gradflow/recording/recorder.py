@@ -115,11 +115,20 @@ class Recorder:
         layout: The model's, from ``layout_of``.
         batch_size: N of docs/numbers.md; 0 where the inputs share no leading dimension.
         observer: Told of every op besides.
+        splits: Have the gradient at every residual sum split.
     """
 
-    def __init__(self, layout: ModelLayout, *, batch_size: int, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        layout: ModelLayout,
+        *,
+        batch_size: int,
+        observer: Observer | None = None,
+        splits: bool = True,
+    ) -> None:
         self.layout = layout
         self._observer = observer
+        self._splits = splits
         self.batch_size = batch_size
         self._root_samples = math.sqrt(max(batch_size, 1))
         self.rows: list[Row] = []
@@ -172,7 +181,8 @@ class Recorder:
         self.probes.armed = False
         with self.dataflow:
             yield
-        self.sites.listen()
+        if self._splits:
+            self.sites.listen()
         self.probes.armed = True
 
     def unseen_rows(self) -> tuple[tuple[nn.Module, str], ...]:

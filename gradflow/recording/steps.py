@@ -80,19 +80,24 @@ def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ..
 def _forward_and_backward(
     job: Job, watching: Recorder, batch: Batch, seed: int
 ) -> tuple[Tensor, Node | None]:
-    job.snapshot.clear_gradients()
-    seed_everything(seed)
     with torch.inference_mode(False), torch.enable_grad(), watching:
-        with watching.forward((batch.args, dict(batch.kwargs))):
-            with blamed_on(job.module, "forward"), _adds_explained(job.module, watching):
-                outputs = job.target.forward(job.module, batch)
-            with blamed_on(job.module, "loss"):
-                loss = _scalar(job.target.loss.compute(outputs, batch))
+        loss = forward_and_loss(job, watching, batch, seed)
         end = watching.dataflow.node_of(loss)
         if loss.requires_grad:
             with blamed_on(job.module, "backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
     return loss, end
+
+
+def forward_and_loss(job: Job, watching: Recorder, batch: Batch, seed: int) -> Tensor:
+    """Run a seeded forward inside a recorder, and compute the loss."""
+    job.snapshot.clear_gradients()
+    seed_everything(seed)
+    with watching.forward((batch.args, dict(batch.kwargs))):
+        with blamed_on(job.module, "forward"), _adds_explained(job.module, watching):
+            outputs = job.target.forward(job.module, batch)
+        with blamed_on(job.module, "loss"):
+            return _scalar(job.target.loss.compute(outputs, batch))
 
 
 @contextmanager
