@@ -343,3 +343,10 @@ def test_sites_are_counted_by_kind() -> None:
     assert counted(sites) == "3 sites: 1 projection, 2 identity"
     assert counted(sites[1:]) == "2 identity sites"
     assert counted(sites[:1]) == "1 projection site"
+
+
+@pytest.mark.parametrize(("gain", "flows"), [(2e-3, True), (9e-4, False), (9e3, True), (2e4, False)])
+def test_a_silenced_rule_is_no_proof_that_the_gradient_flows(gain: float, flows: bool) -> None:
+    said = verdict(make_report(make_trace(trunk=make_trunk([gain, 1.0]))))
+    assert said.severity is None
+    assert said.subject == ("the gradient flows" if flows else "nothing found")

@@ -18,6 +18,10 @@ from gradflow.trace_model import RunInfo
 _OPENINGS = ("A", "All", "An", "Each", "Every", "No", "Of", "The")
 
 
+_FLOWING = (1e-3, 1e4)
+"""Gains beyond which GF101 and GF102 warn of any model: where an ignore silences them, nothing says that it flows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """One sentence, and the finding it rests on."""
@@ -54,7 +58,8 @@ def _continued(sentence: str) -> str:
 def _healthy(report: Report) -> str:
     if not report.trace.run.trainable:
         return "nothing to train"
-    return "the gradient flows" if math.isfinite(report.profile.gain) else "nothing found"
+    least, most = _FLOWING
+    return "the gradient flows" if least <= report.profile.gain <= most else "nothing found"
 
 
 def _kept(report: Report) -> str:
