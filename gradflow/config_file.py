@@ -94,8 +94,9 @@ def line_of(text: str, wanted: TomlPath) -> int:
             header = path
         elif (assigned := _ASSIGNMENT.match(written)) is not None:
             path = (*header, assigned["key"].strip("\"'"))
-        if path and len(path) > best and wanted[: len(path)] == path:
-            best, line = len(path), number
+        shared = path[: len(wanted)] if path else ()
+        if len(shared) > best and wanted[: len(shared)] == shared:
+            best, line = len(shared), number
     return line
 
 
@@ -147,10 +148,9 @@ def _values(
         if name in tables:
             continue
         if name not in keys:
-            problem = (
-                f"[{_dotted(at)}] takes no {name!r}{_elsewhere(name) or near_miss(name, [*keys, *tables])}"
-            )
-            raise source.wrong((*at, name), problem)
+            near = near_miss(name, [*keys, *tables])
+            elsewhere = "" if isinstance(given, dict) else _elsewhere(name)
+            raise source.wrong((*at, name), f"[{_dotted(at)}] takes no {name!r}{elsewhere or near}")
         values[name] = _value(source, (*at, name), keys[name], given)
     return values
 

@@ -116,7 +116,8 @@ def test_selecting(select: tuple[str, ...], ignore: tuple[str, ...], codes: list
         (Config(select=("GF1O1",)), "GF101"),
         (Config(select=("",)), "GF"),
         (Config(ignore=("GF333",)), "GF303"),
-        (Config(select=("GF9",)), "GF"),
+        (Config(select=("GF9",)), "GF1, GF2, GF3?"),
+        (Config(select=("gf",), ignore=("G7",)), "GF"),
     ],
 )
 def test_a_selector_of_nothing_names_the_nearest(config: Config, nearest: str) -> None:

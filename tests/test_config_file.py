@@ -152,7 +152,10 @@ TARGET = '[tool.gradflow.targets.a]\ntarget = "a.py"\n'
             ":3: [tool.gradflow.targets.a] takes no 'baseline': it belongs in [tool.gradflow]",
         ),
         (TARGET + "inptus = []", "takes no 'inptus'; did you mean 'inputs'?"),
-        ("[tool.gradflow.target.a]\ntarget='a.py'", "it belongs in"),
+        (
+            "[tool.gradflow.target.a]\ntarget='a.py'",
+            ":1: [tool.gradflow] takes no 'target'; did you mean 'targets'?",
+        ),
         ("[tool.gradflow.targets.a]\nloss = 'mse'", ":1: target 'a' does not say what to check"),
         ("[tool.gradflow]\ntargets = 3", ":2: [tool.gradflow.targets] is a table, not 3"),
         ("[tool.gradflow]\nseed = -1", ":2: seed takes a whole number of 0 or more, not -1"),
@@ -217,13 +220,9 @@ def test_nothing_to_check_says_what_to_write(tmp_path: Path, monkeypatch: pytest
 def test_lines_are_found_in_every_form_of_a_table() -> None:
     text = '[a]\nb.c = 1\n[a.d]\n"e f" = 2\nlist = [\n  "x",\n]\n[[other]]\n'
     assert [
-        line_of(text, path) for path in [("a", "d", "e f"), ("a", "d", "list"), ("a", "d", "no"), ("z",)]
-    ] == [
-        4,
-        5,
-        3,
-        1,
-    ]
+        line_of(text, path)
+        for path in [("a", "d", "e f"), ("a", "d", "list"), ("a", "d", "no"), ("z",), ("a", "b"), ("other",)]
+    ] == [4, 5, 3, 1, 2, 8]
 
 
 def finding(place: str, rule: str = "GF103") -> Finding:

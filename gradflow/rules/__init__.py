@@ -78,9 +78,16 @@ def _matching(selector: str) -> tuple[Rule, ...]:
     prefix = selector.strip().upper()
     found = tuple(rule for rule in RULES if prefix and rule.code.startswith(prefix))
     if not found:
-        near = nearest(prefix, [rule.code for rule in RULES])
         raise UsageError(
-            f"{selector!r} selects no rule; did you mean {near}? A selector is a code (GF101) or the start "
+            f"{selector!r} selects no rule; did you mean {_near(prefix)}? A selector is a code (GF101) or the start "
             "of one (GF1), and `gradflow rules` lists them all."
         )
     return found
+
+
+def _near(prefix: str) -> str:
+    """The code most like it; of the start of a code, every family of rules."""
+    codes = [rule.code for rule in RULES]
+    if prefix.startswith("GF") and len(prefix) <= len("GF1"):
+        return ", ".join(dict.fromkeys(code[: len("GF1")] for code in codes))
+    return nearest(prefix, codes)
