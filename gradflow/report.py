@@ -33,6 +33,13 @@ class Report:
     """What it was judged by."""
     repairs: tuple[RepairOutcome, ...] = ()
     """Repairs that were tried, the best first; empty where none were asked for."""
+    name: str = ""
+    """Of the target in pyproject.toml; empty for one that has none."""
+
+    @property
+    def label(self) -> str:
+        """What a reader of several reports knows this one by: the name, else the target as it was given."""
+        return self.name or self.trace.run.target
 
     @property
     def worst(self) -> Severity | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,9 +198,10 @@ def test_a_baseline_accepts_what_is_known_and_nothing_else(project: Path) -> Non
 
     (project / "deep.py").write_text(HEALTHY)
     code, stdout, stderr = check()
-    assert code == 0
-    assert f"gradflow: gone: deep: GF101 vanishing-gradient at {place}; --write-baseline drops it" in stderr
+    assert code == 0 and "gone" not in stderr
     assert f"gone  GF101 vanishing-gradient at {place}" in stdout
+    stderr = check("--format", "github")[2]
+    assert f"gradflow: gone: deep: GF101 vanishing-gradient at {place}; --write-baseline drops it" in stderr
     assert check("--write-baseline")[0] == 0
     assert "GF101" not in (project / "known.json").read_text(encoding="utf-8")
     (project / "deep.py").write_text(DEEP)
@@ -299,6 +301,57 @@ def test_every_form_holds_every_target_that_ran(project: Path, form: str) -> Non
     code, stdout, _ = check("healthy", "deep", "--format", form)
     assert code == 1
     assert "deep" in stdout or "GF101" in stdout
+
+
+def test_one_run_is_written_in_as_many_forms_as_are_asked_for(project: Path) -> None:
+    copies = [
+        f"--also={form}={form}.txt" for form in ("sarif", "junit", "gitlab", "markdown", "github", "table")
+    ]
+    code, stdout, stderr = check("healthy", "deep", *copies, "--format", "json", "--output", "all.json")
+    assert (code, stdout) == (1, "")
+    assert stderr.count("wrote ") == 7
+    for form in ("sarif", "junit", "gitlab", "markdown", "github"):
+        assert (project / f"{form}.txt").read_text() == check("healthy", "deep", "--format", form)[1]
+    assert "✗ deep" in (project / "table.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        ("sarif", "--also sarif: write a format and a file, sarif=gradflow.sarif"),
+        ("sarif=", "write a format and a file"),
+        ("sarf=a", "there is no format 'sarf'; did you mean sarif? --also takes table"),
+        ("sarif=none/a", "there is no folder"),
+        ("table=a.parquet", "asks for Parquet"),
+    ],
+)
+def test_a_copy_that_cannot_be_written_is_said_before_anything_runs(
+    project: Path, also: str, said: str
+) -> None:
+    code, stdout, stderr = check("deep", "--also", also)
+    assert (code, stdout) == (2, "") and said in stderr
+
+
+def test_a_target_that_passed_has_a_line_and_no_screen(project: Path) -> None:
+    stdout = check("healthy", "deep")[1]
+    assert "── deep ─" in stdout and "── healthy ─" not in stdout
+    assert re.search(r"^✓ healthy  no findings, gain 0?\.\d+$", stdout, re.MULTILINE)
+    assert "── healthy ─" in check("healthy", "deep", "--all")[1]
+    known = check("healthy", "deep", "--write-baseline")[1]
+    assert known.startswith("Check  2 targets: 2 passed\n") and re.search(
+        r"deep  no findings, \d known", known
+    )
+
+
+def test_two_checks_of_one_model_are_told_apart_in_every_form(project: Path) -> None:
+    twins = "".join(f'[tool.gradflow.targets.{name}]\ntarget = "deep.py"\n' for name in ("one", "two"))
+    (project / "pyproject.toml").write_text(twins)
+    for form in ("sarif", "junit", "gitlab", "github", "markdown"):
+        stdout = check("--format", form)[1]
+        assert all(name in stdout for name in ("one", "two")), form
+    entries = {entry["fingerprint"]: entry for entry in json.loads(check("--format", "gitlab")[1])}
+    alone = json.loads(check("two", "--format", "gitlab")[1])
+    assert alone == [entries[entry["fingerprint"]] for entry in alone]
 
 
 def test_a_workflow_gets_annotations_by_itself(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,11 +97,16 @@ def _checked(plan: TargetPlan, run: TargetRun, known: Sequence[KnownFinding]) ->
     return CheckedTarget(
         name=run.name,
         target=plan.target,
-        report=replace(run.report, findings=(*compared.findings, *failed)),
+        report=replace(run.report, findings=(*compared.findings, *failed), name=_own_name(plan)),
         ignored=ignored,
         gone=compared.gone,
         gates=gates,
     )
+
+
+def _own_name(plan: TargetPlan) -> str:
+    """The name in pyproject.toml; empty where the target of the command line stands in for one."""
+    return "" if plan.name == plan.target else plan.name
 
 
 def _codes(plan: TargetPlan) -> frozenset[str]:

@@ -48,6 +48,7 @@ def check(
     seeds: check_options.Seeds = None,
     form: check_options.Format = None,
     output: options.Output = None,
+    also: check_options.Also = None,
     csv: check_options.Csv = None,
     csv_bom: options.CsvBom = False,
     show_all: options.ShowAll = False,
@@ -60,12 +61,13 @@ def check(
     from gradflow.checking.outcome import judge
     from gradflow.checking.plan import make_plan
     from gradflow.checking.target_runs import run_targets
-    from gradflow.commands.check_delivery import deliver_check
+    from gradflow.commands.check_delivery import copy_place, deliver_check
     from gradflow.config_file import read_project
     from gradflow.reporters.github import default_format
 
     form = form or default_format(os.environ)
     place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom, parquet=False)
+    copies = [copy_place(text, place) for text in also or ()]
     plan = make_plan(read_project(), targets or (), given_settings(context.params))
     known = _known(plan, writing=write_baseline)
     with progress_line() as show:
@@ -73,7 +75,7 @@ def check(
     outcome = judge(plan, runs, known)
     if write_baseline:
         outcome = _accepted(plan, runs, outcome, known)
-    deliver_check(outcome, place)
+    deliver_check(outcome, place, copies)
     return outcome.exit_code
 
 

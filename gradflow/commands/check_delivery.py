@@ -5,18 +5,40 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradflow.checking.outcome import CheckOutcome
-from gradflow.commands.delivery import Delivery
+from gradflow.commands.delivery import Delivery, check_form, check_output
+from gradflow.errors import UsageError
 
 if TYPE_CHECKING:
     from gradflow.reporters.failed_target import FailedTarget
 
 
-def deliver_check(outcome: CheckOutcome, place: Delivery) -> None:
+def copy_place(text: str, place: Delivery) -> Delivery:
+    """ "sarif=gradflow.sarif" -> where one more form of the same check goes.
+
+    Raises:
+        UsageError: There is no such format, or no such folder.
+    """
+    form, equals, file = text.partition("=")
+    if not equals or not file:
+        raise UsageError(f"--also {text}: write a format and a file, sarif=gradflow.sarif")
+    check_form(form, "--also")
+    check_output(form, Path(file), parquet=False)
+    return replace(place, form=form, output=Path(file), csv=None)
+
+
+def deliver_check(outcome: CheckOutcome, place: Delivery, copies: Sequence[Delivery] = ()) -> None:
     """Write files first, then standard output, then what went wrong.
+
+    Args:
+        outcome: What is told.
+        place: Where it goes.
+        copies: Files that hold it in other forms.
 
     Raises:
         TraceFileError: A file cannot be written.
@@ -25,18 +47,21 @@ def deliver_check(outcome: CheckOutcome, place: Delivery) -> None:
     from gradflow.reporters.screen import emit
 
     text = _rendered(outcome, place)
+    written = [(copy.output, _rendered(outcome, copy)) for copy in copies if copy.output is not None]
+    if place.output is not None:
+        written.append((place.output, text))
     if place.csv is not None:
         _write_csv(outcome, place)
     if place.form == "github":
         from gradflow.reporters.github import write_step_summary
 
         write_step_summary(outcome.reports, os.environ, _failed(outcome))
+    for file, content in written:
+        write_text(file, content)
+        print(f"wrote {file}", file=sys.stderr)
     if place.output is None:
         emit(text, sys.stdout)
-    else:
-        write_text(place.output, text)
-        print(f"wrote {place.output}", file=sys.stderr)
-    for line in _talk(outcome):
+    for line in _talk(outcome, on_screen=place.form == "table" and place.output is None):
         print(line, file=sys.stderr)
 
 
@@ -66,6 +91,7 @@ def _failed(outcome: CheckOutcome) -> list[FailedTarget]:
             traceback=target.failure.trace_text,
             finding=target.failure.finding,
             place=target.failure.place,
+            name="" if target.name == target.target else target.name,
         )
         for target in outcome.targets
         if target.failure is not None
@@ -95,13 +121,14 @@ def folder_names(names: list[str]) -> list[str]:
     return plain
 
 
-def _talk(outcome: CheckOutcome) -> Iterator[str]:
+def _talk(outcome: CheckOutcome, *, on_screen: bool) -> Iterator[str]:
+    """What a form for programs does not say; where the table was shown, what it did not."""
     for target in outcome.targets:
         if target.failure is not None:
             if target.failure.trace_text:
                 yield target.failure.trace_text.rstrip("\n")
             yield f"gradflow: {target.name}: {target.failure.message}"
-        for line in target.gone:
+        for line in () if on_screen else target.gone:
             yield f"gradflow: gone: {line}; --write-baseline drops it"
     for line in outcome.stale:
         yield f"gradflow: gone with its target: {line}; --write-baseline drops it"

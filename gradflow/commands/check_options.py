@@ -114,6 +114,14 @@ Csv: TypeAlias = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Also: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FORMAT=FILE",
+        help="Write this form to a file as well: sarif=gradflow.sarif. Repeatable.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 
 
 def given_settings(parameters: Mapping[str, Any]) -> dict[str, Value]:

@@ -57,7 +57,21 @@ def delivery(
     Raises:
         UsageError: There is no such format, or no such folder for ``output``, or no pyarrow for Parquet.
     """
-    from gradflow.atomic_files import check_folder, check_place
+    from gradflow.atomic_files import check_folder
+
+    check_form(form, "--format")
+    if output is not None:
+        check_output(form, output, parquet=parquet)
+    if csv is not None:
+        check_folder(csv)
+    elif csv_bom:
+        raise UsageError("--csv-bom marks the files of --csv, which is missing: add --csv DIR")
+    command = shlex.join(["gradflow", *context.meta.get(ARGUMENTS, ())])
+    return Delivery(form=form, output=output, csv=csv, show_all=show_all, command=command, csv_bom=csv_bom)
+
+
+def check_form(form: str, option: str) -> None:
+    """Raise UsageError for a form that no reporter writes; the sentence names the nearest."""
     from gradflow.reporters import reporters
     from gradflow.reporters.screen import Screen
 
@@ -65,16 +79,15 @@ def delivery(
     if form not in forms:
         near = get_close_matches(form, forms, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"there is no format {form!r}; {meant}--format takes {', '.join(forms)}")
-    if output is not None:
-        check_place(output)
-        _check_parquet(form, output, possible=parquet)
-    if csv is not None:
-        check_folder(csv)
-    elif csv_bom:
-        raise UsageError("--csv-bom marks the files of --csv, which is missing: add --csv DIR")
-    command = shlex.join(["gradflow", *context.meta.get(ARGUMENTS, ())])
-    return Delivery(form=form, output=output, csv=csv, show_all=show_all, command=command, csv_bom=csv_bom)
+        raise UsageError(f"there is no format {form!r}; {meant}{option} takes {', '.join(forms)}")
+
+
+def check_output(form: str, output: Path, *, parquet: bool) -> None:
+    """Raise where a form could not be written to ``output``; ``parquet`` as for :func:`delivery`."""
+    from gradflow.atomic_files import check_place
+
+    check_place(output)
+    _check_parquet(form, output, possible=parquet)
 
 
 def _check_parquet(form: str, output: Path, *, possible: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from gradflow.checking.outcome import CheckedTarget, CheckOutcome
 from gradflow.findings import Severity
 from gradflow.metric_gates import gate_sentence
 from gradflow.reporters import terminal
-from gradflow.reporters.number_text import count_text
+from gradflow.reporters.number_text import count_text, number_text
 from gradflow.reporters.screen import Screen, rendered
 from gradflow.reporters.severity_style import COLOURS, HEADING, LABEL, MARKS
 from gradflow.reporters.terminal_findings import counted
@@ -20,17 +21,26 @@ from gradflow.reporters.text_lines import hanging, one_line
 
 
 def render(outcome: CheckOutcome, screen: Screen) -> str:
-    """Every screen in turn, then the summary; of a lone target with nothing to add, its screen alone."""
+    """The screens in turn, then the summary; of a lone target with nothing to add, its screen alone.
+
+    Of several targets, one that passed with nothing new to say has its line in the summary and no screen, unless
+    all is to be shown.
+    """
     alone = len(outcome.targets) == 1
     parts = []
     for target in outcome.targets:
-        if target.report is not None:
+        if target.report is not None and (alone or screen.show_all or _has_news(target)):
             own = screen if alone else replace(screen, command=f"gradflow check {shlex.quote(target.name)}")
             heading = [] if alone else [_heading(target.name, screen.width)]
             parts.append(rendered(heading, screen) + terminal.render(target.report, own))
     if not alone or any(_notes(outcome.targets[0])):
         parts.append(rendered(list(summary_lines(outcome, screen.width)), screen))
     return "\n".join(parts)
+
+
+def _has_news(target: CheckedTarget) -> bool:
+    findings = target.report.findings if target.report is not None else ()
+    return any(not finding.known for finding in findings)
 
 
 def _heading(name: str, width: int) -> Text:
@@ -69,7 +79,13 @@ def _said(target: CheckedTarget) -> str:
     new = counted([finding for finding in findings if not finding.known])
     counts = [new or "no findings", f"{len(known)} known" if known else ""]
     counts.append(f"{len(target.ignored)} ignored" if target.ignored else "")
+    counts.append(_gain(target) if not findings else "")
     return ", ".join(filter(None, counts))
+
+
+def _gain(target: CheckedTarget) -> str:
+    gain = target.report.profile.gain if target.report is not None else math.nan
+    return f"gain {number_text(gain)}" if math.isfinite(gain) else ""
 
 
 def _notes(target: CheckedTarget) -> Iterator[tuple[str, str]]:

@@ -19,3 +19,10 @@ class FailedTarget:
     """What a rule has to say about it, where one does."""
     place: str = ""
     """"models/net.py:31" of that finding; "" where there is no file."""
+    name: str = ""
+    """Of the target in pyproject.toml; empty for one that has none."""
+
+    @property
+    def label(self) -> str:
+        """The name, else the target as it was given."""
+        return self.name or self.target

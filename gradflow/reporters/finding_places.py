@@ -63,7 +63,7 @@ def failed_fingerprint(failed: FailedTarget) -> str:
     """What a later run knows the finding about a failed target by; as :func:`fingerprints`."""
     said = failed.finding
     place = "" if said is None else f"{said.rule}\n{_NUMBER.sub('#', str(said.location))}"
-    return _digest(f"{failed.target}\n{place}\n0")
+    return _digest(f"{failed.label}\n{place}\n0")
 
 
 def fingerprints(reports: Sequence[Report]) -> tuple[tuple[str, ...], ...]:
@@ -72,8 +72,8 @@ def fingerprints(reports: Sequence[Report]) -> tuple[tuple[str, ...], ...]:
     It is made from target, rule and place. Numbers in the place do not count, so that a layer put in before it
     does not make an old finding new; findings that are then alike are counted in the order of their places.
     """
-    every = [(report.trace.run, finding) for report in reports for finding in report.findings]
-    keys = [_key(run, finding) for run, finding in every]
+    every = [(report.label, finding) for report in reports for finding in report.findings]
+    keys = [_key(label, finding) for label, finding in every]
     seen: Counter[str] = Counter()
     known = [""] * len(keys)
     for at in sorted(range(len(keys)), key=lambda at: (keys[at], _natural(str(every[at][1].location)), at)):
@@ -83,9 +83,9 @@ def fingerprints(reports: Sequence[Report]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(next(ordered) for _ in report.findings) for report in reports)
 
 
-def _key(run: RunInfo, finding: Finding) -> str:
+def _key(label: str, finding: Finding) -> str:
     place = _NUMBER.sub("#", str(finding.location))
-    return "\n".join((run.target, finding.rule, place))
+    return "\n".join((label, finding.rule, place))
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:

@@ -15,7 +15,6 @@ from gradflow.reporters.finding_text import sentences, title
 from gradflow.reporters.number_text import count_text
 from gradflow.reporters.terminal_findings import counted
 from gradflow.reporters.text_lines import one_line
-from gradflow.trace_model import RunInfo
 
 COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 
@@ -30,25 +29,28 @@ def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> st
 
     The worst come first, for GitHub shows ten of a kind in a step.
     """
-    every = [(report.trace.run, finding) for report in reports for finding in report.findings]
-    said = [(run, finding) for run, finding in every if not finding.known]
+    every = [(report, finding) for report in reports for finding in report.findings]
+    said = [(report, finding) for report, finding in every if not finding.known]
     said.sort(key=lambda pair: -pair[1].severity.rank)
     findings = [finding for _, finding in said]
-    targets = (
-        count_text(len(reports), "target") if len(reports) != 1 else one_line(reports[0].trace.run.target)
-    )
-    lines = [*map(_failure, failed), *(_annotation(finding, run) for run, finding in said)]
+    targets = count_text(len(reports), "target") if len(reports) != 1 else one_line(reports[0].label)
+    lines = [*map(_failure, failed), *(_annotation(finding, report) for report, finding in said)]
     known = f" ({len(every) - len(said)} more in the baseline)" if len(every) > len(said) else ""
     missing = f", {count_text(len(failed), 'target')} not checked" if failed else ""
     words = f"gradflow: {counted(findings) or 'no findings'} in {targets}{known}{missing}"
     return "\n".join([*lines, words]) + "\n"
 
 
-def _annotation(finding: Finding, run: RunInfo) -> str:
-    source = source_place(finding, run)
+def _annotation(finding: Finding, report: Report) -> str:
+    source = source_place(finding, report.trace.run)
     place = {"file": source.path, "line": str(source.line)} if source is not None else {}
     properties = place | {"title": title(finding)}
-    return _command(COMMANDS[finding.severity], properties, "\n".join(sentences(finding)))
+    return _command(COMMANDS[finding.severity], properties, _told(finding, report))
+
+
+def _told(finding: Finding, which: Report | FailedTarget) -> str:
+    named = [f"Target: {one_line(which.name)}"] if which.name else []
+    return "\n".join([*sentences(finding), *named])
 
 
 def _failure(failed: FailedTarget) -> str:
@@ -59,9 +61,9 @@ def _failure(failed: FailedTarget) -> str:
         return _command(
             COMMANDS[failed.finding.severity],
             place | line | {"title": title(failed.finding)},
-            "\n".join(sentences(failed.finding)),
+            _told(failed.finding, failed),
         )
-    return _command("error", place | {"title": f"{one_line(failed.target)} was not checked"}, failed.message)
+    return _command("error", place | {"title": f"{one_line(failed.label)} was not checked"}, failed.message)
 
 
 def _command(name: str, properties: Mapping[str, str], message: str) -> str:

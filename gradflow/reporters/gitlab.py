@@ -41,16 +41,16 @@ def _failure(failed: FailedTarget, at: int) -> dict[str, Any]:
     if failed.finding is not None:
         source = failed_place(failed) or SourcePlace(path=failed.target, line=1)
         return {
-            "description": f"{failed.finding.slug}: {place(failed.finding)}: {' '.join(sentences(failed.finding))}",
+            "description": _description(failed, failed.finding),
             "check_name": failed.finding.rule,
             "fingerprint": failed_fingerprint(failed),
             "severity": SEVERITIES[failed.finding.severity],
             "location": {"path": source.path, "lines": {"begin": source.line}},
         }
     return {
-        "description": f"{one_line(failed.target)} was not checked: {one_line(failed.message)}",
+        "description": f"{one_line(failed.label)} was not checked: {one_line(failed.message)}",
         "check_name": "not-checked",
-        "fingerprint": f"not-checked-{at}-{failed.target}",
+        "fingerprint": f"not-checked-{at}-{failed.label}",
         "severity": "blocker",
         "location": {"path": target_file(failed.target) or failed.target, "lines": {"begin": 1}},
     }
@@ -61,9 +61,14 @@ def _entry(report: Report, finding: Finding, fingerprint: str) -> dict[str, Any]
     nowhere = SourcePlace(path=report.trace.run.target, line=1)
     source = source_place(finding, report.trace.run) or nowhere
     return {
-        "description": f"{finding.slug}: {place(finding)}: {' '.join(sentences(finding))}",
+        "description": _description(report, finding),
         "check_name": finding.rule,
         "fingerprint": fingerprint,
         "severity": SEVERITIES[finding.severity],
         "location": {"path": source.path, "lines": {"begin": source.line}},
     }
+
+
+def _description(which: Report | FailedTarget, finding: Finding) -> str:
+    target = f"{one_line(which.name)}: " if which.name else ""
+    return f"{target}{finding.slug}: {place(finding)}: {' '.join(sentences(finding))}"

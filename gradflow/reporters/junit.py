@@ -47,7 +47,7 @@ def _suite(report: Report) -> ElementTree.Element:
     failures = sum(case.find("failure") is not None for case in cases)
     counts = {"tests": len(cases), "failures": failures, "errors": 0, "skipped": 0}
     suite = ElementTree.Element(
-        "testsuite", {"name": _xml(run.target), **{key: str(count) for key, count in counts.items()}}
+        "testsuite", {"name": _xml(report.label), **{key: str(count) for key, count in counts.items()}}
     )
     suite.append(_properties(run))
     suite.extend(cases)
@@ -55,7 +55,7 @@ def _suite(report: Report) -> ElementTree.Element:
 
 
 def _failed_suite(failed: FailedTarget) -> ElementTree.Element:
-    name = _xml(failed.target)
+    name = _xml(failed.label)
     suite = ElementTree.Element(
         "testsuite", {"name": name, "tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
     )
@@ -90,7 +90,7 @@ def _case(report: Report, code: str, slug: str) -> ElementTree.Element:
     limit = report.config.fail_on or Severity.ERROR
     said = [finding for finding in report.findings if finding.rule == code]
     failing = [finding for finding in said if finding.severity.rank >= limit.rank and not finding.known]
-    case = ElementTree.Element("testcase", {"name": _xml(f"{code} {slug}"), "classname": _xml(run.target)})
+    case = ElementTree.Element("testcase", {"name": _xml(f"{code} {slug}"), "classname": _xml(report.label)})
     if failing:
         what = {"message": _xml(_headline(failing)), "type": failing[0].severity.value}
         ElementTree.SubElement(case, "failure", what).text = _text(failing, run)

@@ -65,7 +65,7 @@ def render_all(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -
 
 def _failure(failed: FailedTarget) -> list[str]:
     said = [] if failed.finding is None else ["", *_findings((failed.finding,), LIMIT // 4)]
-    return [f"## gradflow: {escaped(failed.target)}", "", _not_checked(failed), *said, ""]
+    return [f"## gradflow: {escaped(failed.label)}", "", _not_checked(failed), *said, ""]
 
 
 def _not_checked(failed: FailedTarget) -> str:
@@ -75,15 +75,15 @@ def _not_checked(failed: FailedTarget) -> str:
 def _listed(reports: Sequence[Report], failed: Sequence[FailedTarget]) -> str:
     """A line a target, worst first, as many as fit."""
     ordered = sorted(reports, key=lambda report: -(-1 if report.worst is None else report.worst.rank))
-    rows = [(escaped(target.target), _not_checked(target)) for target in failed]
-    rows += [(escaped(report.trace.run.target), _verdict(report)) for report in ordered]
+    rows = [(escaped(target.label), _not_checked(target)) for target in failed]
+    rows += [(escaped(report.label), _verdict(report)) for report in ordered]
     heading = [MARKER, f"## gradflow: {count_text(len(rows), 'target')}", ""]
     listed = table(("target", "verdict"), rows, left=2, room=LIMIT - size(heading), rest="the job's log")
     return "\n".join([*heading, *listed]) + "\n"
 
 
 def _report(report: Report, room: int) -> list[str]:
-    head = [f"## gradflow: {escaped(report.trace.run.target)}", "", _verdict(report), ""]
+    head = [f"## gradflow: {escaped(report.label)}", "", _verdict(report), ""]
     room -= size(head)
     findings = _findings(report.findings, room * 2 // 3)
     repairs = _repairs(report, room // 3)

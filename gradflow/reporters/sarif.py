@@ -61,7 +61,7 @@ def _invocation(failed: Sequence[FailedTarget]) -> dict[str, Any]:
     notes = [
         {
             "level": "error",
-            "message": {"text": _message(f"{target.target} was not checked: {target.message}")},
+            "message": {"text": _message(f"{target.label} was not checked: {target.message}")},
         }
         for target in failed
     ]
@@ -122,11 +122,11 @@ def _result(report: Report, finding: Finding, fingerprint: str, codes: Sequence[
         "ruleId": finding.rule,
         "ruleIndex": codes.index(finding.rule),
         "level": LEVELS[finding.severity],
-        "message": {"text": _message(f"{place(finding)}: {' '.join(sentences(finding))}")},
+        "message": {"text": _message(f"{_named(report)}{place(finding)}: {' '.join(sentences(finding))}")},
         "locations": [_location(finding, run)],
         "partialFingerprints": {"gradflowFinding/v1": fingerprint},
         "properties": {
-            "target": run.target,
+            "target": report.label,
             "value": finding.value,
             "threshold": finding.threshold,
             "evidence": dict(finding.evidence),
@@ -163,11 +163,16 @@ def _failed_result(failed: FailedTarget, codes: Sequence[str]) -> dict[str, Any]
         "ruleId": finding.rule,
         "ruleIndex": codes.index(finding.rule),
         "level": LEVELS[finding.severity],
-        "message": {"text": _message(f"{place(finding)}: {' '.join(sentences(finding))}")},
+        "message": {"text": _message(f"{_named(failed)}{place(finding)}: {' '.join(sentences(finding))}")},
         "locations": [location],
         "partialFingerprints": {"gradflowFinding/v1": failed_fingerprint(failed)},
-        "properties": {"target": failed.target, "evidence": dict(finding.evidence)},
+        "properties": {"target": failed.label, "evidence": dict(finding.evidence)},
     }
+
+
+def _named(which: Report | FailedTarget) -> str:
+    """Which of several targets: two of them may be one model, otherwise set."""
+    return f"{which.name}: " if which.name else ""
 
 
 def _names(finding: Finding, cause: Finding) -> bool:
