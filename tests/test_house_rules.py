@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST_FUNCTION = 60
 LEFTOVERS = ("TO" + "DO", "FIX" + "ME", "/wo" + "rk/")
 FOLDERS = ("gradflow", "tests", "sample_models", "benchmarks", "docs", ".ci")
-TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".json", ".csv", ".c", ""}
+TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".csv", ".c", ""}
 
 
 def leftovers(text: str) -> list[str]:
