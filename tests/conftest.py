@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says more of the machine's other work than of the code.
+hypothesis.settings.register_profile("gradflow", deadline=None)
+hypothesis.settings.load_profile("gradflow")
 
 GOLDEN = Path(__file__).parent / "golden"
 
