@@ -87,6 +87,7 @@ RESIDUAL_COLUMNS: tuple[Column, ...] = (
     *_text("norm_placement", "activation_after", "added_by"),
     Column("resets_stream", Kind.BOOLEAN, ""),
     *_text("shortcut", "branch_factors"),
+    *_number("ratio", "overwritten_change", "overwritten_distance"),
 )
 
 ABLATION_COLUMNS: tuple[Column, ...] = (

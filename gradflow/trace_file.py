@@ -239,6 +239,8 @@ def _residual_row(residual: ResidualRecord) -> Row:
         "resets_stream": residual.resets_stream,
         "shortcut": ";".join(residual.shortcut),
         "branch_factors": ";".join(residual.branch_factors),
+        "overwritten_change": None if residual.overwritten is None else residual.overwritten.change,
+        "overwritten_distance": None if residual.overwritten is None else residual.overwritten.distance,
     }
 
 

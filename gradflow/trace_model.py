@@ -192,6 +192,11 @@ class OverwrittenSkip:
     """"model.py:31": the statement of the adding forward that led to it; "" where there is no source."""
     rebound: bool | None
     """True where that statement binds the result to the skip's own name (meant); None where there is no source."""
+    change: float | None = None
+    """||x' - x|| / ||x||: how far the op moved what the skip carries, x before it and x' when the add runs; inf
+    for a zero x. Measured where ``rebound`` is not True."""
+    distance: float | None = None
+    """||y - (x + F)|| / ||x + F||: how far the sum y is from what it reads as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,14 +19,15 @@ from gradflow.errors import InputError, UsageError
 from gradflow.recording.ablation import AblationRequest, ablate
 from gradflow.recording.layout import COMPILED_CHILD, layout_of
 from gradflow.recording.leaves import tensor_leaves
-from gradflow.recording.medians import median_step
+from gradflow.recording.medians import median_step, site_key
+from gradflow.recording.overwrite_proof import Proof
 from gradflow.recording.path_passes import PathRequest, Paths, record_paths
 from gradflow.recording.records import StepRecord
 from gradflow.recording.seeding import random_state_kept, seed_everything
 from gradflow.recording.signatures import forward_signature
 from gradflow.recording.snapshot import Snapshot, preserved
 from gradflow.recording.sources import class_sources
-from gradflow.recording.steps import Job, blamed_on, find_origins, run_step
+from gradflow.recording.steps import Job, blamed_on, find_origins, prove_overwrites, run_step
 from gradflow.recording.target import Batch, Target
 from gradflow.trace_model import NonFiniteOrigin, ResidualRecord, RunInfo, Trace
 
@@ -72,6 +74,7 @@ def record(
             recorded = tuple(_steps(job, steps, seed, say))
             median = median_step(recorded)
             origins = _origins(job, recorded, seed, say)
+            residuals = _proved(job, recorded, median.residuals, seed, say)
             without = None if ablation is None else ablate(job, median.residuals, steps, seed, ablation)
             apart = _paths(job, median.residuals, seed, paths, say)
             run = _run_info(job, recorded, seed=seed, trained=trained, notes=notes)
@@ -80,7 +83,7 @@ def record(
         layers=median.layers,
         parameters=median.parameters,
         trunk=median.trunk,
-        residuals=median.residuals,
+        residuals=residuals,
         origins=origins,
         activations=median.activations,
         batch_norms=median.batch_norms,
@@ -147,6 +150,29 @@ def _paths(
         return Paths()
     say("the gradient by the branches it came through")
     return record_paths(job, _batch(job.target, 0), seed, residuals, request)
+
+
+def _proved(
+    job: Job,
+    recorded: tuple[StepRecord, ...],
+    residuals: tuple[ResidualRecord, ...],
+    seed: int,
+    say: Progress,
+) -> tuple[ResidualRecord, ...]:
+    """The sites, those with an overwritten skip with how far it is off; from the first step that has any."""
+    for step, done in enumerate(recorded):
+        if done.accused:
+            say("measuring overwritten skips")
+            proofs = prove_overwrites(job, _batch(job.target, step), seed + step, done.accused)
+            found = {site_key(row): proofs[row.order] for row in done.residuals if row.order in proofs}
+            return tuple(_with_proof(row, found.get(site_key(row))) for row in residuals)
+    return residuals
+
+
+def _with_proof(row: ResidualRecord, proof: Proof | None) -> ResidualRecord:
+    if proof is None or row.overwritten is None:
+        return row
+    return replace(row, overwritten=replace(row.overwritten, change=proof.change, distance=proof.distance))
 
 
 def _runnable(target: Target, seed: int) -> tuple[nn.Module, tuple[str, ...]]:

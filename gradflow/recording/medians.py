@@ -71,7 +71,7 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
         layers=_renumbered(_joined([step.layers for step in steps], _layer_key, _median_layer)),
         parameters=_joined([step.parameters for step in steps], lambda row: row.name, _median_parameter),
         trunk=_median_trunk([step.trunk for step in steps]),
-        residuals=_joined([step.residuals for step in steps], _site_key, _median_site),
+        residuals=_joined([step.residuals for step in steps], site_key, _median_site),
         activations=_joined([step.activations for step in steps], _activation_key, _median_activation),
         loss=statistics.median(losses) if losses else None,
         batch_norms=_joined([step.batch_norms for step in steps], _call_key, _median_batch_norm),
@@ -90,7 +90,8 @@ def _activation_key(row: ActivationRecord) -> Hashable:
     return (row.name, row.call, row.index, row.op)
 
 
-def _site_key(row: ResidualRecord) -> Hashable:
+def site_key(row: ResidualRecord) -> Hashable:
+    """What is the same for a site in every step."""
     return (row.name, row.call, row.index, row.kind)
 
 

@@ -11,6 +11,7 @@ from torch.jit import ScriptModule
 
 from gradflow.recording.cuts import CutFinder
 from gradflow.recording.dataflow import Node
+from gradflow.recording.overwrite_proof import AccusedSite, accused_sites
 from gradflow.recording.parameters import parameter_records
 from gradflow.recording.recorder import Recorder, Row
 from gradflow.recording.residual_records import residual_records
@@ -46,6 +47,8 @@ class StepRecord:
     """None for a probe."""
     activations: tuple[ActivationRecord, ...] = ()
     batch_norms: tuple[BatchNormRecord, ...] = ()
+    accused: tuple[AccusedSite, ...] = ()
+    """Sites of ``residuals`` whose skip was overwritten, it seems by mistake."""
 
     @property
     def has_nonfinite(self) -> bool:
@@ -81,6 +84,7 @@ def step_record(
         parameters=parameters,
         trunk=_trunk(recorder, statistics, None if end is None else end.index),
         residuals=residual_records(recorder, statistics, parameters, end),
+        accused=accused_sites(recorder.sites.in_order(), recorder.sites.graph),
         loss=loss,
         activations=_activations(recorder),
         batch_norms=recorder.batch_norms.records(recorder.layout),

@@ -46,6 +46,8 @@ class Site:
     split: GradientSplit | None = None
     """None where skip and branch are not summed."""
     overwritten: OverwrittenSkip | None = None
+    overwritten_at: int = -1
+    """The node of the op that did it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,14 @@ class SiteRecorder:
         self._dataflow = dataflow
         self.graph = Graph(nodes=dataflow.nodes, factors=self._factors, parameters=self._parameters)
 
+    def in_order(self) -> list[Site]:
+        """All sites, in execution order: that of their records."""
+        return [self.sites[node] for node in sorted(self.sites)]
+
     def main(self) -> list[Site]:
         """The adds that the trunk can run through, in execution order: of a stream, or of a layer's update."""
         kinds = ("identity", "projection", "scaled", "low_rank")
-        found = [self.sites[node] for node in sorted(self.sites)]
-        return [site for site in found if site.found.kind in kinds and not site.broadcast]
+        return [site for site in self.in_order() if site.found.kind in kinds and not site.broadcast]
 
     def listen(self) -> None:
         """Have the gradient at every site split; call it between forward and backward."""
@@ -153,7 +158,7 @@ class SiteRecorder:
         site = self._site(found, products, in_place)
         site.skip_tensor = weakref.ref(skip)
         site.split = start_split(self._dataflow.tensor_of(found.source), branch)
-        site.overwritten = self._overwritten(found, skip_is_left=skip is operands[0])
+        site.overwritten, site.overwritten_at = self._overwritten(found, skip_is_left=skip is operands[0])
         return site
 
     def _joined(self, operands: Sequence[Tensor], left: Node, right: Node, in_place: bool) -> Site | None:
@@ -227,20 +232,33 @@ class SiteRecorder:
                 source.probe = self._probe(alive)
         self.sites[node.index] = site
 
-    def _overwritten(self, found: Branch, *, skip_is_left: bool) -> OverwrittenSkip | None:
-        """An in-place op of the running forward wrote over what the skip carries."""
-        wrote = self._overwrites.get(found.source)
-        if wrote is None or found.kind not in ("identity", "scaled") or self._scopes[-1] not in wrote.scopes:
-            return None
-        source = self.graph.nodes[found.source]
+    def _overwritten(self, found: Branch, *, skip_is_left: bool) -> tuple[OverwrittenSkip | None, int]:
+        """The first in-place op of the running forward that wrote over what the skip carries, and its node.
+
+        Of several in a row (a ReLU, then a dropout) those before one that was meant do not count.
+        """
+        if found.kind not in ("identity", "scaled"):
+            return None, -1
         frames = user_frames()
-        return describe_overwrite(
-            op=source.op.strip("_"),
-            name=source.place,
-            frames=wrote.frames,
-            add=frames[0] if frames else None,
-            skip_is_left=skip_is_left,
-        )
+        add = frames[0] if frames else None
+        blamed: OverwrittenSkip | None = None
+        index, at = found.source, -1
+        while (wrote := self._overwrites.get(index)) is not None and self._scopes[-1] in wrote.scopes:
+            node = self.graph.nodes[index]
+            said = describe_overwrite(
+                op=node.op.strip("_"),
+                name=node.place,
+                frames=wrote.frames,
+                add=add,
+                skip_is_left=skip_is_left,
+            )
+            if blamed is not None and said.rebound is not blamed.rebound:
+                break
+            blamed, at = said, index
+            if said.rebound is True or not node.inputs:
+                break
+            index = node.inputs[0]
+        return blamed, at
 
     def _note_factor(self, node: Node, args: tuple[Any, ...]) -> None:
         factor = _factor(args, {id(t) for t in args if isinstance(t, Tensor) and self._is_data(t)})

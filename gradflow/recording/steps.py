@@ -15,6 +15,7 @@ from gradflow.recording import (
     dataflow,
     gradient_split,
     hooks,
+    overwrite_proof,
     recorder,
     residual_recorder,
     residual_sites,
@@ -28,6 +29,7 @@ from gradflow.recording.garbage import collection_paused
 from gradflow.recording.layout import ModelLayout
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.nonfinite import FiniteCheck
+from gradflow.recording.overwrite_proof import AccusedSite, OverwriteWitness, Proof
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.records import StepRecord, step_record
 from gradflow.recording.seeding import seed_everything
@@ -74,6 +76,27 @@ def find_origins(job: Job, batch: Batch, seed: int) -> tuple[NonFiniteOrigin, ..
     finally:
         for handle in handles:
             handle.remove()
+        job.snapshot.restore()
+
+
+@collection_paused()
+def prove_overwrites(job: Job, batch: Batch, seed: int, accused: tuple[AccusedSite, ...]) -> dict[int, Proof]:
+    """Run the forward of a step again, keeping what accused ops overwrite; proofs by the ``order`` of the site."""
+    watching = Recorder(job.layout, batch_size=job.batch_size)
+    witness = OverwriteWitness(watching.dataflow, accused)
+    seed_everything(seed)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            watching,
+            watching.forward((batch.args, dict(batch.kwargs))),
+            witness,
+            blamed_on(job.module, "forward"),
+        ):
+            job.target.forward(job.module, batch)
+        return witness.proofs
+    finally:
         job.snapshot.restore()
 
 
@@ -125,6 +148,7 @@ _WATCHING = tuple(
         dataflow,
         gradient_split,
         hooks,
+        overwrite_proof,
         recorder,
         residual_recorder,
         residual_sites,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
-from gradflow.rules.gain import Evidence
+from gradflow.rules.gain import Evidence, number
 from gradflow.rules.rule import Rule, Threshold
 from gradflow.rules.sites import Sites, by, in_order, place, subject
 from gradflow.trace_model import OverwrittenSkip, ResidualRecord, Trace
@@ -65,14 +65,38 @@ def _finding(trace: Trace, group: Sites, written: OverwrittenSkip) -> Finding:
         location=place(group),
         message=(
             f"{subject('skip', group, in_order(trace))} {'is' if len(group) == 1 else 'are'} overwritten "
-            f"by the in-place {written.op}{by_module}{line} ({limit.severity} above 0){unread}"
+            f"by the in-place {written.op}{by_module}{line} ({limit.severity} above 0){_proof(group)}{unread}"
         ),
         why=WHY,
         hint=HINT,
         value=float(len(group)),
         threshold=limit.value,
-        evidence=_evidence(written),
+        evidence=(*_evidence(written), *_distances(group)),
     )
+
+
+def _proof(group: Sites) -> str:
+    """How far the op went, and the sum with it; of several sites the farthest."""
+    far = dict(_distances(group))
+    most = "" if len(group) == 1 else "up to "
+    said = [
+        f"{words} {most}{number(100 * far[name])}%{ending}"
+        for name, words, ending in (
+            ("change", "it moves x by", ""),
+            ("distance", "the sum is", " away from x + F(x)"),
+        )
+        if name in far
+    ]
+    return f": {' and '.join(said)}" if said else ""
+
+
+def _distances(group: Sites) -> tuple[tuple[str, float], ...]:
+    written = [site.overwritten for site in group if site.overwritten is not None]
+    found = (
+        ("change", [w.change for w in written if w.change is not None]),
+        ("distance", [w.distance for w in written if w.distance is not None]),
+    )
+    return tuple((name, max(values)) for name, values in found if values)
 
 
 def _evidence(written: OverwrittenSkip) -> Evidence:
@@ -91,9 +115,16 @@ RULE = Rule(
         "The ops alone cannot tell this from x = relu_(x); x + f(x), where the change is meant. The source "
         "of the adding forward can: where the statement that ran the op binds its result to the name that "
         "the skip has in the add, nothing is said; where it does not, this is a warning. Where there is no "
-        "source (code typed in, or built by exec) it is info."
+        "source (code typed in, or built by exec) it is info.\n\n"
+        "The finding proves itself: the step is run once more, the accused op's operand is kept from just "
+        "before it, and two distances are measured at the add."
     ),
-    formula="in-place op between the stream and both operands of x + F(x), its result bound to another name",
+    formula=(
+        "in-place op between the stream and both operands of x + F(x), its result bound to another name\n\n"
+        "x before the op, x' when the add runs, y = x' + F(x) the sum as it is:\n"
+        "it moves x by      ||x' - x|| / ||x||\n"
+        "the sum is away    ||y - (x + F(x))|| / ||x + F(x)||"
+    ),
     why=WHY + ".",
     hint=HINT + ".",
     thresholds=LIMITS,
