@@ -16,8 +16,12 @@ from statistics import median
 from gradflow.findings import Location
 from gradflow.trace_model import Trunk, TrunkPoint
 
-SLOPE_POINTS = 600
-"""More points than this are thinned to this many, evenly, before the pairwise slopes (180 000 pairs)."""
+SLOPE_POINTS = 200
+"""More points than this are thinned to this many, evenly, before the pairwise slopes (19 900 pairs).
+
+Of K points with noise of standard deviation s the slope is off by s sqrt(12 / 200) / K, whether thinned or not but
+for the 200: at K = 1,000 and s = 0.3, as random weights give, by 7e-5 a layer.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
