@@ -45,9 +45,11 @@ def inspect(
         ModelError: The model raised.
     """
     from gradflow.recording.execution import record
+    from gradflow.recording.garbage import collection_paused
     from gradflow.recording.target import target_from_objects
     from gradflow.repair_trials import try_repairs
 
-    target = target_from_objects(model, inputs, loss, optimizer=optimizer, seed=seed)
-    report = analyze(record(target, seed=seed, steps=steps, trained=trained), Config())
+    with collection_paused():
+        target = target_from_objects(model, inputs, loss, optimizer=optimizer, seed=seed)
+        report = analyze(record(target, seed=seed, steps=steps, trained=trained), Config())
     return try_repairs(target, report) if try_fixes else report

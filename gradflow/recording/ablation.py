@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradflow.errors import GradflowError
 from gradflow.recording.dataflow import Node
-from gradflow.recording.garbage import collection_paused
+from gradflow.recording.garbage import collect_young, collection_paused
 from gradflow.recording.leaves import floating_leaves
 from gradflow.recording.op_calls import CallLog, OpCall, SeenCall, Zeroing
 from gradflow.recording.recorder import Recorder
@@ -272,6 +272,7 @@ class _Bench:
         """Run a sample without the branches; a sentence where that cannot be done."""
         if any(key not in sample.zeros for key in keys):
             return _UNMATCHED
+        collect_young()
         wanted = {call: at for key in keys for call, at in sample.zeros[key].items()}
         zeroing = Zeroing(self._job.layout, wanted)
         try:

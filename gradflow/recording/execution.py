@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from gradflow._version import __version__
 from gradflow.errors import InputError, UsageError
 from gradflow.recording.ablation import AblationRequest, ablate
+from gradflow.recording.garbage import collect_young, collection_paused
 from gradflow.recording.layout import COMPILED_CHILD, layout_of
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.medians import median_step, site_key
@@ -34,6 +35,7 @@ from gradflow.trace_model import NonFiniteOrigin, ResidualRecord, RunInfo, Trace
 Progress = Callable[[str], None]
 
 
+@collection_paused()
 def record(
     target: Target,
     *,
@@ -125,6 +127,8 @@ def _room_for_hooks() -> Iterator[None]:
 
 def _steps(job: Job, steps: int, seed: int, say: Progress) -> Iterator[StepRecord]:
     for step in range(steps):
+        if step:
+            collect_young()
         say(f"step {step + 1} of {steps}" if steps > 1 else "forward and backward")
         yield run_step(job, _batch(job.target, step), seed + step)
 
