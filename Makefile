@@ -43,6 +43,7 @@ bench: $(DEV) ## What watching costs, and how long a start takes; wants a quiet 
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/anatomy.py
 
 readme: $(RUNTIME) ## Renew the screen in README.md from the real program
 	$(BIN)/python docs/update_readme.py

@@ -24,6 +24,7 @@ def inspect(
     seed: int = 0,
     trained: bool = False,
     try_fixes: bool = False,
+    paths: bool = False,
 ) -> Report:
     """Run forward and backward once and say where the gradient goes.
 
@@ -38,6 +39,8 @@ def inspect(
         steps: How many; every number is the median over them.
         seed: Seed of the first step; step k runs with ``seed + k``.
         trained: The parameters come from training.
+        paths: Also take the gradient of the first step apart by how many branches it came through, exactly:
+            ``report.stream.exact``. Costs a backward for each block of a stream, and two.
         try_fixes: Apply candidate repairs in memory and measure again: ``report.repairs``, the best first.
 
     Raises:
@@ -46,10 +49,12 @@ def inspect(
     """
     from gradflow.recording.execution import record
     from gradflow.recording.garbage import collection_paused
+    from gradflow.recording.path_passes import PathRequest
     from gradflow.recording.target import target_from_objects
     from gradflow.repair_trials import try_repairs
 
     with collection_paused():
         target = target_from_objects(model, inputs, loss, optimizer=optimizer, seed=seed)
-        report = analyze(record(target, seed=seed, steps=steps, trained=trained), Config())
+        request = PathRequest() if paths else None
+    report = analyze(record(target, seed=seed, steps=steps, trained=trained, paths=request), Config())
     return try_repairs(target, report) if try_fixes else report

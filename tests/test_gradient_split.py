@@ -21,6 +21,7 @@ from gradflow.recording.gradient_split import (
     READ_ELSEWHERE,
     pair_products,
 )
+from tests import transformers_zoo
 from tests.witness import close, missing, norm
 
 Write = Callable[[Two, Tensor], Tensor]
@@ -241,6 +242,23 @@ def test_a_checkpointed_branch_is_split_alike(reentrant: bool) -> None:
         rows = gradflow.inspect(model, (torch.randn(4, 6, dtype=torch.float64),), square).residuals
         numbers.append([rows[column][0] for column in SPLIT])
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
+
+
+# Rotary and learned positions, a cache that is returned, shared position biases, cross-attention, post-norm blocks that
+# read the stream three times, projections, shifted windows, experts.
+MODELS = ("gpt2", "llama", "t5", "bert", "whisper", "mixtral", "resnet", "swin", "albert", "gptj")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_site_of_a_transformers_model_is_split(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = getattr(transformers_zoo, name)()
+    sites = gradflow.inspect(model, inputs).residuals
+    assert set(sites.split_note) == {""}
+    bare = sites[(sites.kind == "identity") & (sites.shortcut_ops == "")]
+    assert (bare.skip_gradient_norm / bare.gradient_norm - 1).abs().max() < 1e-5
+    # One stream an encoder or decoder, each block after the one before it.
+    assert sites.previous.isna().sum() == (2 if name in ("t5", "whisper") else 1)
 
 
 @pytest.mark.parametrize("options", [{"norm_first": True}, {"norm_first": False}])

@@ -14,10 +14,13 @@ from test_residual_numbers import Branch, square
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import gradflow
 from gradflow.recording.execution import record
 from gradflow.recording.path_passes import PathRequest
 from gradflow.recording.target import target_from_objects
+from gradflow.reporters.json_file import contents
 from gradflow.stream_profile import stream_profiles
+from gradflow.trace_file import dumps, loads
 from gradflow.trace_model import PathOrders, Trace
 from tests.fingerprint import fingerprint
 from tests.transformers_zoo import gpt2, llama, t5
@@ -187,6 +190,17 @@ def test_the_model_is_left_as_it_was() -> None:
     assert fingerprint(model) == before and torch.equal(torch.get_rng_state(), state)
     assert recorded(model, (inputs,), square).paths == first.paths
     assert first.paths[0].remainder_norm < 1e-12 * first.paths[0].total_norm
+
+
+def test_from_python_they_are_asked_for_and_survive_the_file() -> None:
+    model, inputs = net("plain", "plain"), torch.randn(4, WIDTH, dtype=torch.float64)
+    plain = gradflow.inspect(model, (inputs,), square)
+    assert plain.stream is not None and plain.stream.exact is None and plain.trace.paths == ()
+    report = gradflow.inspect(model, (inputs,), square, paths=True)
+    assert report.stream is not None and report.stream.exact == report.trace.paths[0]
+    assert loads(dumps(report.trace)).paths == report.trace.paths
+    (written,) = contents(report)["streams"]
+    assert written["exact"]["norms"] == list(report.stream.exact.norms)
 
 
 def test_why_there_are_no_paths_is_said() -> None:

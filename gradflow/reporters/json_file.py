@@ -41,6 +41,7 @@ def contents(report: Report) -> dict[str, Any]:
         "findings": finding_objects(report.findings),
         "batch_norms": to_plain(trace.batch_norms),
         "ablation": ablation_rows(trace),
+        "streams": to_plain(report.streams),
         "repairs": [_repair(outcome) for outcome in report.repairs],
     }
 
