@@ -181,8 +181,7 @@ class Recorder:
         self.probes.armed = False
         with self.dataflow:
             yield
-        if self._splits:
-            self.sites.listen()
+        self.sites.end_forward(split=self._splits)
         self.probes.armed = True
 
     def unseen_rows(self) -> tuple[tuple[nn.Module, str], ...]:

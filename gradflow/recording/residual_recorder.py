@@ -103,10 +103,10 @@ class SiteRecorder:
         kinds = ("identity", "projection", "scaled", "low_rank")
         return [site for site in self.in_order() if site.found.kind in kinds and not site.broadcast]
 
-    def listen(self) -> None:
-        """Have the gradient at every site split; call it between forward and backward."""
+    def end_forward(self, *, split: bool) -> None:
+        """Have the gradient at every site split, where asked to; call it between forward and backward."""
         for site in self.sites.values():
-            if site.split is not None:
+            if split and site.split is not None:
                 site.split.listen()
 
     def before(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
