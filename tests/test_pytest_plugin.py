@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -190,6 +191,24 @@ def test_colour_is_for_terminals(pytester: pytest.Pytester) -> None:
     junit = (pytester.path / "junit.xml").read_text(encoding="utf-8")
     assert "GF101 vanishing-gradient  0–38" in junit
     assert "x1B" not in junit
+
+
+def test_the_example_of_the_page_runs(pytester: pytest.Pytester) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "ci.md").read_text(encoding="utf-8")
+    section = page.partition("\n### pytest\n")[2].partition("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    pytester.makepyfile(
+        **{
+            "models/__init__": "",
+            "models/encoder": "from torch import nn\n\ndef build(depth=3):\n"
+            "    return nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32)) for _ in range(depth)])\n",
+        }
+    )
+    pytester.syspathinsert()
+    pytester.makepyfile(test_page=example)
+    done = pytester.runpytest_inprocess("-W", "error", "-p", "no:cacheprovider", "--strict-markers")
+    done.assert_outcomes(passed=2)
+    assert {field.name for field in dataclasses.fields(CheckOptions)} <= set(re.findall(r"`(\w+)`", section))
 
 
 TABLES = """
