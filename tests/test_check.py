@@ -151,6 +151,23 @@ def test_what_cannot_run_does_not_stop_the_rest(project: Path) -> None:
     assert "missing: no such file: missing.py" in stderr and "no such thing" in stderr
 
 
+def test_a_model_that_raised_is_annotated_at_its_line(project: Path) -> None:
+    line = 1 + next(at for at, text in enumerate(RAISING.splitlines()) if "raise" in text)
+    assert (
+        f"::error file=raising.py,line={line},title=raising was not checked::"
+        in check("raising", "--format", "github")[1]
+    )
+    (entry,) = json.loads(check("raising", "--format", "gitlab")[1])
+    assert entry["location"] == {"path": "raising.py", "lines": {"begin": line}}
+    (note,) = json.loads(check("raising", "--format", "sarif")[1])["runs"][0]["invocations"][0][
+        "toolExecutionNotifications"
+    ]
+    assert note["locations"][0]["physicalLocation"]["region"] == {"startLine": line}
+    assert (
+        "::error file=missing.py,title=missing was not checked::" in check("missing", "--format", "github")[1]
+    )
+
+
 def test_a_misspelt_target_names_the_configured_one(project: Path) -> None:
     assert "did you mean the target 'healthy' of" in check("healty")[2]
 

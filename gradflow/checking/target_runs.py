@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
+from pathlib import Path
 
 from gradflow.checking.plan import TargetPlan
 from gradflow.config import Config
@@ -21,6 +23,7 @@ from gradflow.report import Report
 from gradflow.trace_model import SeedMeasure, Trace
 
 Progress = Callable[[str], None]
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class TargetFailure:
     finding: Finding | None = None
     """What a rule has to say about it, where one does."""
     place: str = ""
-    """"models/net.py:31" of that finding; "" where there is no file."""
+    """"models/net.py:31", the user's line that raised; "" where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +154,20 @@ def shapes_differ(error: ResidualShapeError, config: Config) -> TargetFailure:
 
 
 def _failed(plan: TargetPlan, code: int, message: str, trace_text: str) -> TargetRun:
-    return TargetRun(
-        name=plan.name, failure=TargetFailure(exit_code=code, message=message, trace_text=trace_text)
-    )
+    place = _innermost(trace_text, Path(plan.folder)) if code == ModelError.exit_code else ""
+    failure = TargetFailure(exit_code=code, message=message, trace_text=trace_text, place=place)
+    return TargetRun(name=plan.name, failure=failure)
+
+
+def _innermost(trace_text: str, folder: Path) -> str:
+    """ "models/net.py:31", the last line of a traceback that lies below a folder; "" without one."""
+    found = [(Path(path), line) for path, line in _FRAME.findall(trace_text)]
+    below = [
+        (path, line)
+        for path, line in found
+        if path.is_relative_to(folder) and "site-packages" not in path.parts
+    ]
+    return f"{below[-1][0].relative_to(folder).as_posix()}:{below[-1][1]}" if below else ""
 
 
 def _silent(phrase: str) -> None:

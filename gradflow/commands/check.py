@@ -55,8 +55,9 @@ def check(
 ) -> int:
     """Check targets and exit with 1 for a finding that nobody accepted.
 
-    Without TARGET: all targets of pyproject.toml. The exit code is the highest of the targets' codes; a target
-    that cannot be run does not stop the others.
+    Without TARGET: all targets of pyproject.toml. The exit code is the
+    highest of the targets' codes; a target that cannot be run does not stop
+    the others.
     """
     from gradflow.checking.outcome import judge
     from gradflow.checking.plan import make_plan

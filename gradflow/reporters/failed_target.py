@@ -18,7 +18,7 @@ class FailedTarget:
     finding: Finding | None = None
     """What a rule has to say about it, where one does."""
     place: str = ""
-    """"models/net.py:31" of that finding; "" where there is no file."""
+    """"models/net.py:31", the user's line that raised; "" where there is none."""
     name: str = ""
     """Of the target in pyproject.toml; empty for one that has none."""
 

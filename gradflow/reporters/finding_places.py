@@ -51,7 +51,7 @@ def target_file(target: str) -> str:
 
 
 def failed_place(failed: FailedTarget) -> SourcePlace | None:
-    """The line that raised, where a rule speaks about it; else the start of the target's file, None without one."""
+    """The line that raised, where it is one of the user's; else the start of the target's file, None without one."""
     path, _, line = failed.place.rpartition(":")
     if path:
         return SourcePlace(path=path, line=int(line))

@@ -56,11 +56,12 @@ def _told(finding: Finding, which: Report | FailedTarget) -> str:
 def _failure(failed: FailedTarget) -> str:
     source = failed_place(failed)
     place = {"file": source.path} if source is not None else {}
+    if source is not None and failed.place:
+        place["line"] = str(source.line)
     if failed.finding is not None:
-        line = {"line": str(source.line)} if source is not None else {}
         return _command(
             COMMANDS[failed.finding.severity],
-            place | line | {"title": title(failed.finding)},
+            place | {"title": title(failed.finding)},
             _told(failed.finding, failed),
         )
     return _command("error", place | {"title": f"{one_line(failed.label)} was not checked"}, failed.message)

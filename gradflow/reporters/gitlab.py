@@ -18,7 +18,6 @@ from gradflow.reporters.finding_places import (
     failed_place,
     fingerprints,
     source_place,
-    target_file,
 )
 from gradflow.reporters.finding_text import place, sentences
 from gradflow.reporters.text_lines import one_line
@@ -38,8 +37,8 @@ def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> st
 
 
 def _failure(failed: FailedTarget, at: int) -> dict[str, Any]:
+    source = failed_place(failed) or SourcePlace(path=failed.target, line=1)
     if failed.finding is not None:
-        source = failed_place(failed) or SourcePlace(path=failed.target, line=1)
         return {
             "description": _description(failed, failed.finding),
             "check_name": failed.finding.rule,
@@ -52,7 +51,7 @@ def _failure(failed: FailedTarget, at: int) -> dict[str, Any]:
         "check_name": "not-checked",
         "fingerprint": f"not-checked-{at}-{failed.label}",
         "severity": "blocker",
-        "location": {"path": target_file(failed.target) or failed.target, "lines": {"begin": 1}},
+        "location": {"path": source.path, "lines": {"begin": source.line}},
     }
 
 

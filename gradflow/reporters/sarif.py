@@ -58,14 +58,19 @@ def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> st
 
 
 def _invocation(failed: Sequence[FailedTarget]) -> dict[str, Any]:
-    notes = [
-        {
-            "level": "error",
-            "message": {"text": _message(f"{target.label} was not checked: {target.message}")},
-        }
-        for target in failed
-    ]
-    return {"executionSuccessful": not failed, "toolExecutionNotifications": notes}
+    return {
+        "executionSuccessful": not failed,
+        "toolExecutionNotifications": [_notification(f) for f in failed],
+    }
+
+
+def _notification(failed: FailedTarget) -> dict[str, Any]:
+    said = {
+        "level": "error",
+        "message": {"text": _message(f"{failed.label} was not checked: {failed.message}")},
+    }
+    source = failed_place(failed)
+    return said if source is None else said | {"locations": [{"physicalLocation": _physical(source)}]}
 
 
 def _rules(reports: Sequence[Report]) -> list[dict[str, Any]]:
