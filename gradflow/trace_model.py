@@ -362,6 +362,27 @@ class BatchNormRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRecord:
+    """One call of attention: a fused kernel, nn.MultiheadAttention, or a softmax over products of data."""
+
+    order: int
+    name: str
+    """Fully qualified name of the module whose forward runs it."""
+    op: str
+    """"scaled_dot_product_attention", "multi_head_attention_forward" or "softmax"."""
+    call: int
+    """The how-manieth attention of that module in the forward, from 0."""
+    heads: int
+    keys: int
+    queries: int
+    """How many queries of each head and sample were looked at, of up to two samples."""
+    entropies: tuple[float, ...]
+    """Hn of each head: the mean over queries that see two keys or more of H(weights) / ln(number of keys seen)."""
+    largest_logit: float
+    """Largest magnitude of q·k·scale among keys that are seen; of a softmax its largest input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """What was run, so that a reader can run it again."""
 
@@ -496,3 +517,4 @@ class Trace:
     batch_norms: tuple[BatchNormRecord, ...] = ()
     ablation: Ablation | None = None
     """None where it was not asked for, or the model has no branch to leave out."""
+    attentions: tuple[AttentionRecord, ...] = ()

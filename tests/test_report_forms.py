@@ -170,7 +170,7 @@ def test_json_is_one_strict_object_keyed_as_the_csv(name: str) -> None:
     report = SCREENS[name]()
     plain = json.loads(json_file.render(report), parse_constant=pytest.fail)
     assert list(plain)[:7] == ["schema", "run", "profile", "layers", "residuals", "parameters", "findings"]
-    assert {"batch_norms", "ablation", "streams", "repairs"} <= set(list(plain)[7:])
+    assert {"batch_norms", "attentions", "ablation", "streams", "repairs"} <= set(list(plain)[7:])
     assert plain["schema"] == 1
     keys = {
         "layers": [column.name for column in LAYER_COLUMNS],

@@ -24,6 +24,7 @@ FAULTY = {
     "overwritten_skip": ("GF203", Severity.WARNING, "blocks.0"),
     "dead_relu": ("GF301", Severity.ERROR, "act2"),
     "nan_producer": ("GF303", Severity.ERROR, "frontend"),
+    "saturated_attention": ("GF305", Severity.ERROR, "blocks.2.attention"),
     "small_batch_norm": ("GF403", Severity.ERROR, "norm1"),
 }
 HEALTHY = (

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import zoo
+import zoo_attention
 import zoo_residual
 import zoo_units
 
@@ -13,7 +14,7 @@ import gradflow
 from gradflow.findings import Finding, Severity
 
 SEEDS = (0, 1, 2)
-FAULTY = zoo.FAULTY + zoo_residual.FAULTY + zoo_units.FAULTY
+FAULTY = zoo.FAULTY + zoo_residual.FAULTY + zoo_units.FAULTY + zoo_attention.FAULTY
 HEALTHY = zoo.HEALTHY + zoo_residual.HEALTHY
 
 

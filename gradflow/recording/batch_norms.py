@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradflow.recording.dataflow import Node
 from gradflow.recording.layout import ModelLayout
 from gradflow.recording.tensor_stats import is_transformed
+from gradflow.recording.transfers import listed
 from gradflow.trace_model import BatchNormRecord
 
 BATCH_NORM_OP = "batch_norm"
@@ -134,7 +135,7 @@ def _updates(names: Sequence[str], modules: dict[str, nn.Module]) -> dict[str, i
         if isinstance(module := modules.get(name), nn.modules.batchnorm._BatchNorm)
         and module.num_batches_tracked is not None
     }
-    now = dict(zip(counted, _listed([c.reshape(1) for c in counted.values()]), strict=True))
+    now = dict(zip(counted, listed([c.reshape(1) for c in counted.values()]), strict=True))
     return {
         name: max(0, int(count) - (names.count(name) if modules[name].training else 0))
         for name, (count,) in now.items()
@@ -151,9 +152,9 @@ def _numbers(seen: Sequence[_Seen]) -> list[list[float]]:
             key = (item.channels, None if kept is None else kept.device, item.before is None)
             groups.setdefault(key, []).append(position)
     chunks = [_reduced([seen[position] for position in members]) for members in groups.values()]
-    for members, listed in zip(groups.values(), _listed(chunks), strict=True):
+    for members, numbers in zip(groups.values(), listed(chunks), strict=True):
         for k, position in enumerate(members):
-            rows[position] = listed[3 * k : 3 * k + 3]
+            rows[position] = numbers[3 * k : 3 * k + 3]
     return rows
 
 
@@ -184,16 +185,3 @@ def _batch_statistics(seen: _Seen) -> tuple[Tensor, Tensor]:
     statistics = (seen.after - (1 - seen.momentum) * seen.before) / seen.momentum
     statistics[1] *= (seen.values - 1) / seen.values
     return statistics, seen.before[1] * (_ROUNDING / seen.momentum)
-
-
-def _listed(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """Flat tensors as lists of floats, from every device in one transfer."""
-    if not tensors:
-        return []
-    home = tensors[0].device
-    flat = torch.cat([tensor.double().to(home) for tensor in tensors]).tolist()
-    found, start = [], 0
-    for tensor in tensors:
-        found.append(flat[start : start + tensor.numel()])
-        start += tensor.numel()
-    return found

@@ -92,6 +92,7 @@ def record(
         ablation=without,
         paths=apart.streams,
         paths_note=apart.note,
+        attentions=median.attentions,
     )
 
 

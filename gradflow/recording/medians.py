@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from gradflow.recording.records import StepRecord
 from gradflow.trace_model import (
     ActivationRecord,
+    AttentionRecord,
     BatchNormRecord,
     Coverage,
     LayerRecord,
@@ -20,7 +21,15 @@ from gradflow.trace_model import (
     TrunkPoint,
 )
 
-RecordT = TypeVar("RecordT", LayerRecord, ParameterRecord, ActivationRecord, ResidualRecord, BatchNormRecord)
+RecordT = TypeVar(
+    "RecordT",
+    LayerRecord,
+    ParameterRecord,
+    ActivationRecord,
+    ResidualRecord,
+    BatchNormRecord,
+    AttentionRecord,
+)
 CoveredT = TypeVar("CoveredT", LayerRecord, ParameterRecord)
 
 STATISTICS = tuple(field.name for field in fields(TensorStatistics))
@@ -75,10 +84,20 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
         activations=_joined([step.activations for step in steps], _activation_key, _median_activation),
         loss=statistics.median(losses) if losses else None,
         batch_norms=_joined([step.batch_norms for step in steps], _call_key, _median_batch_norm),
+        attentions=_joined([step.attentions for step in steps], _call_key, _median_attention),
     )
 
 
-def _call_key(row: BatchNormRecord) -> Hashable:
+def _median_attention(rows: Sequence[AttentionRecord]) -> AttentionRecord:
+    heads = zip(*(row.entropies for row in rows), strict=False)
+    return replace(
+        rows[0],
+        entropies=tuple(statistics.median(head) for head in heads),
+        largest_logit=max(row.largest_logit for row in rows),
+    )
+
+
+def _call_key(row: BatchNormRecord | AttentionRecord) -> Hashable:
     return (row.name, row.call)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gradflow.recording.activation_recorder import ActivationRecorder
 from gradflow.recording.activations import ACTIVATION_OPS
+from gradflow.recording.attentions import ATTENTION_CALLS, AttentionRecorder
 from gradflow.recording.batch_norms import BATCH_NORM_OP, BatchNormRecorder
 from gradflow.recording.dataflow import Dataflow, Node, Observer
 from gradflow.recording.hooks import ModuleHooks
@@ -156,10 +157,13 @@ class Recorder:
         self.batch_norms = BatchNormRecorder()
         before = dict.fromkeys(ADD_OPS, self.sites.before)
         before[BATCH_NORM_OP] = self.batch_norms.before
+        self.attentions = AttentionRecorder(batch_size)
+        before |= dict.fromkeys(ATTENTION_CALLS, self.attentions.before)
         before |= dict.fromkeys(ACTIVATION_OPS, self.activations.before)
         self.dataflow = Dataflow(parameters.values(), self._hooks.running, self._on_op, before)
         self.sites.attach(self.dataflow)
         self.activations.attach(self.dataflow)
+        self.attentions.attach(self.dataflow)
 
     def __enter__(self) -> Recorder:
         self._hooks.__enter__()
@@ -274,6 +278,8 @@ class Recorder:
         self.activations.after(node, tensor)
         if node.op == BATCH_NORM_OP:
             self.batch_norms.after(node)
+        elif node.op in ATTENTION_CALLS:
+            self.attentions.after(node)
         if self._observer is not None:
             self._observer(node, tensor, args)
 

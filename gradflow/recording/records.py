@@ -21,6 +21,7 @@ from gradflow.recording.trunk import find_trunk
 from gradflow.recording.weight_ops import CONV_OPS
 from gradflow.trace_model import (
     ActivationRecord,
+    AttentionRecord,
     BatchNormRecord,
     Coverage,
     LayerRecord,
@@ -49,6 +50,7 @@ class StepRecord:
     batch_norms: tuple[BatchNormRecord, ...] = ()
     accused: tuple[AccusedSite, ...] = ()
     """Sites of ``residuals`` whose skip was overwritten, it seems by mistake."""
+    attentions: tuple[AttentionRecord, ...] = ()
 
     @property
     def has_nonfinite(self) -> bool:
@@ -88,6 +90,7 @@ def step_record(
         loss=loss,
         activations=_activations(recorder),
         batch_norms=recorder.batch_norms.records(recorder.layout),
+        attentions=recorder.attentions.records(),
     )
 
 

@@ -43,6 +43,7 @@ def contents(report: Report) -> dict[str, Any]:
         "ablation": ablation_rows(trace),
         "streams": to_plain(report.streams),
         "repairs": [_repair(outcome) for outcome in report.repairs],
+        "attentions": to_plain(trace.attentions),
     }
 
 

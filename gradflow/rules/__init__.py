@@ -18,6 +18,7 @@ from gradflow.rules.gf301_dead_units import RULE as GF301
 from gradflow.rules.gf302_saturated_units import RULE as GF302
 from gradflow.rules.gf303_non_finite_activation import RULE as GF303
 from gradflow.rules.gf304_collapsed_representation import RULE as GF304
+from gradflow.rules.gf305_attention_collapse import RULE as GF305
 from gradflow.rules.gf403_batch_norm_batch import RULE as GF403
 from gradflow.rules.rule import Rule
 
@@ -35,6 +36,7 @@ RULES: tuple[Rule, ...] = (
     GF302,
     GF303,
     GF304,
+    GF305,
     GF403,
 )
 
