@@ -41,9 +41,9 @@ FAULTY: tuple[Case, ...] = (
         build=sharp(15.0),
         rule="GF305",
         severity=Severity.WARNING,
-        region="blocks.",
+        region="blocks",
         exactly=True,
     ),
     # One-hot, and logits beyond 1e3.
-    Case(name="A1b", build=sharp(400.0), rule="GF305", severity=Severity.ERROR, region="blocks."),
+    Case(name="A1b", build=sharp(400.0), rule="GF305", severity=Severity.ERROR, region="blocks"),
 )
