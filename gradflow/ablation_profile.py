@@ -99,7 +99,7 @@ def _agreement(name: str, blocks: Sequence[tuple[float | None, Effect]]) -> Agre
     by_loss = _finite((value, found.change) for value, found in measured)
     by_output = _finite((value, found.output_change) for value, found in measured)
     count = max(len(by_loss), len(by_output))
-    if count < FEWEST_RANKED:
+    if spearman(by_loss) is None and spearman(by_output) is None:
         return None
     return Agreement(
         measure=name,

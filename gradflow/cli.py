@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from gradflow._version import __version__
+from gradflow.commands.anatomy import anatomy
 from gradflow.commands.check import check
 from gradflow.commands.compare_folders import diff
 from gradflow.commands.delivery import ARGUMENTS
@@ -44,7 +45,7 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         ctx.meta[ARGUMENTS] = tuple(args)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, _with_values(args))
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
@@ -52,6 +53,15 @@ class _Group(TyperGroup):
         except _UsageProblem as problem:
             print(f"gradflow: {_in_a_sentence(problem)}", file=sys.stderr)
             raise typer.Exit(USAGE) from problem
+
+
+def _with_values(args: list[str]) -> list[str]:
+    """``--ablate`` alone means ``--ablate each``; the parser knows no option whose value may be left out."""
+    following = [*args[1:], ""]
+    return [
+        "--ablate=each" if arg == "--ablate" and after not in ("each", "greedy") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
 
 
 def _in_a_sentence(problem: Exception) -> str:
@@ -143,5 +153,5 @@ def _gradflow(
     """
 
 
-for _command in (inspect, check, report, diff, config, rules, explain):
+for _command in (inspect, anatomy, check, report, diff, config, rules, explain):
     app.command()(guarded(_command))

@@ -24,6 +24,8 @@ def inspect(
     seed: int = 0,
     trained: bool = False,
     try_fixes: bool = False,
+    ablate: str | None = None,
+    ablate_top: int | None = None,
     paths: bool = False,
 ) -> Report:
     """Run forward and backward once and say where the gradient goes.
@@ -39,22 +41,34 @@ def inspect(
         steps: How many; every number is the median over them.
         seed: Seed of the first step; step k runs with ``seed + k``.
         trained: The parameters come from training.
+        try_fixes: Apply candidate repairs in memory and measure again: ``report.repairs``, the best first.
+        ablate: "each" also runs the model without each branch (one forward each and sample), "greedy" also finds the
+            order of least harm (L²/2 forwards): ``report.ablation``, ``report.anatomy()``.
+        ablate_top: Stop the greedy order after so many removals.
         paths: Also take the gradient of the first step apart by how many branches it came through, exactly:
             ``report.stream.exact``. Costs a backward for each block of a stream, and two.
-        try_fixes: Apply candidate repairs in memory and measure again: ``report.repairs``, the best first.
 
     Raises:
-        UsageError: The inputs do not fit, or the loss is not a scalar.
+        UsageError: The inputs do not fit, the loss is not a scalar, or ``ablate`` is something else.
         ModelError: The model raised.
     """
+    from gradflow.recording.ablation import requested
     from gradflow.recording.execution import record
     from gradflow.recording.garbage import collection_paused
     from gradflow.recording.path_passes import PathRequest
     from gradflow.recording.target import target_from_objects
     from gradflow.repair_trials import try_repairs
 
+    ablation = requested(ablate, ablate_top)
     with collection_paused():
         target = target_from_objects(model, inputs, loss, optimizer=optimizer, seed=seed)
-        request = PathRequest() if paths else None
-    report = analyze(record(target, seed=seed, steps=steps, trained=trained, paths=request), Config())
+        trace = record(
+            target,
+            seed=seed,
+            steps=steps,
+            trained=trained,
+            ablation=ablation,
+            paths=PathRequest() if paths else None,
+        )
+        report = analyze(trace, Config())
     return try_repairs(target, report) if try_fixes else report

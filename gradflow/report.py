@@ -100,6 +100,18 @@ class Report:
         """The longest residual stream; None for a model without a residual site."""
         return next(iter(self.streams), None)
 
+    def anatomy(self, width: int = 80, *, show_all: bool = False) -> str:
+        """The model as its residual blocks, as ``gradflow anatomy`` shows it.
+
+        Args:
+            width: Columns of the text, 60 at least.
+            show_all: Every block on a line of its own, every stream and every ablated branch.
+        """
+        from gradflow.reporters import anatomy
+        from gradflow.reporters.screen import NARROWEST, Screen
+
+        return anatomy.render(self, Screen(width=max(width, NARROWEST), show_all=show_all)).rstrip("\n")
+
     def to_csv(self, directory: str | Path, *, byte_order_mark: bool = False) -> None:
         """Write layers.csv, parameters.csv, findings.csv, trace.json, and what else there is a table for.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
@@ -19,7 +19,11 @@ from gradflow.findings import Severity
 from gradflow.report import Report
 
 if TYPE_CHECKING:
+    from gradflow.reporters import Reporter
     from gradflow.reporters.failed_target import FailedTarget
+    from gradflow.reporters.screen import Screen
+
+Forms: TypeAlias = "Callable[[Screen], dict[str, Reporter]]"
 
 ARGUMENTS = "gradflow.arguments"
 """Under this key of the context's ``meta`` the arguments stand as they were typed."""
@@ -38,6 +42,8 @@ class Delivery:
     """The command line, for the table's suggestions."""
     csv_bom: bool = False
     """Whether the tables of ``csv`` start with a byte-order mark."""
+    forms: Forms | None = None
+    """Every output form of the command by its name; None for those of a report."""
 
 
 def delivery(
@@ -49,17 +55,19 @@ def delivery(
     *,
     csv_bom: bool = False,
     parquet: bool = True,
+    forms: Forms | None = None,
 ) -> Delivery:
     """The options about output, checked before anything runs.
 
-    ``parquet`` says whether the command has one table to write so, where the name of ``output`` asks for it.
+    ``parquet`` says whether the command has one table to write so, where the name of ``output`` asks for it;
+    ``forms`` are the command's own, where it does not write reports as ``inspect`` does.
 
     Raises:
         UsageError: There is no such format, or no such folder for ``output``, or no pyarrow for Parquet.
     """
     from gradflow.atomic_files import check_folder
 
-    check_form(form, "--format")
+    check_form(form, "--format", forms)
     if output is not None:
         check_output(form, output, parquet=parquet)
     if csv is not None:
@@ -67,19 +75,21 @@ def delivery(
     elif csv_bom:
         raise UsageError("--csv-bom marks the files of --csv, which is missing: add --csv DIR")
     command = shlex.join(["gradflow", *context.meta.get(ARGUMENTS, ())])
-    return Delivery(form=form, output=output, csv=csv, show_all=show_all, command=command, csv_bom=csv_bom)
+    return Delivery(
+        form=form, output=output, csv=csv, show_all=show_all, command=command, csv_bom=csv_bom, forms=forms
+    )
 
 
-def check_form(form: str, option: str) -> None:
+def check_form(form: str, option: str, forms: Forms | None = None) -> None:
     """Raise UsageError for a form that no reporter writes; the sentence names the nearest."""
     from gradflow.reporters import reporters
     from gradflow.reporters.screen import Screen
 
-    forms = list(reporters(Screen()))
-    if form not in forms:
-        near = get_close_matches(form, forms, n=1)
+    known = list((forms or reporters)(Screen()))
+    if form not in known:
+        near = get_close_matches(form, known, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"there is no format {form!r}; {meant}{option} takes {', '.join(forms)}")
+        raise UsageError(f"there is no format {form!r}; {meant}{option} takes {', '.join(known)}")
 
 
 def check_output(form: str, output: Path, *, parquet: bool) -> None:
@@ -211,4 +221,4 @@ def _text(report: Report, place: Delivery) -> str:
         show_all=place.show_all,
         command=place.command,
     )
-    return reporters(screen)[place.form](report)
+    return (place.forms or reporters)(screen)[place.form](report)

@@ -79,6 +79,27 @@ Training: TypeAlias = Annotated[
         "--train/--eval", help="Put the model in this mode first; as found without it.", rich_help_panel=_RUN
     ),
 ]
+Ablate: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[each|greedy]",
+        help="Also run the model without each branch, one forward each; greedy: and leave the least harmful out "
+        "for good, again and again (L²/2 forwards).",
+        rich_help_panel=_RUN,
+    ),
+]
+AblateTop: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Stop the greedy order after N removals.", rich_help_panel=_RUN),
+]
+Paths: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--paths",
+        help="Also take the gradient apart, exactly, by how many branches it came through.",
+        rich_help_panel=_RUN,
+    ),
+]
 Select: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(metavar="CODES", help="Rules that may speak: GF101, GF1,GF3.", rich_help_panel=_RULES),
@@ -109,6 +130,10 @@ Format: TypeAlias = Annotated[
         help="table, json, csv, markdown, sarif, junit, github or gitlab.",
         rich_help_panel=_OUTPUT,
     ),
+]
+AnatomyFormat: TypeAlias = Annotated[
+    str,
+    typer.Option("--format", metavar="FORMAT", help="table, json, csv or markdown.", rich_help_panel=_OUTPUT),
 ]
 Output: TypeAlias = Annotated[
     Path | None,

@@ -7,6 +7,7 @@ batch statistics and everything before the add are those of the whole model, and
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradflow.errors import GradflowError
+from gradflow.errors import GradflowError, UsageError
 from gradflow.recording.dataflow import Node
 from gradflow.recording.garbage import collect_young, collection_paused
 from gradflow.recording.leaves import floating_leaves
@@ -39,6 +40,8 @@ SiteKey: TypeAlias = tuple[str, int, int]
 Zeros: TypeAlias = Mapping[OpCall, frozenset[int]]
 """For each call, which of its tensors to replace."""
 
+_BETWEEN_COLLECTIONS = 32
+"""Forwards: whoever records may have the collector wait, and thousands of graphs are not to wait with it."""
 _SUMS = ADD_OPS | VALUE_OPS | {"sum", "stack"}
 _UNMATCHED = "its add was not found again when the step was repeated"
 _WEIGHTED = frozenset({"lerp", "lerp_"})
@@ -60,6 +63,21 @@ class AblationRequest:
     most: int | None = None
     announce: Callable[[str], None] = lambda phrase: None
     count: Callable[[int, int], None] = lambda done, total: None
+
+
+def requested(order: str | None, most: int | None) -> AblationRequest | None:
+    """The request of an option; None for none.
+
+    Raises:
+        UsageError: There is no such order, or only the greedy one can stop early.
+    """
+    if order is None and most is None:
+        return None
+    if order is not None and order not in ORDERS:
+        raise UsageError(f"ablate={order!r}: it is one of {', '.join(map(repr, ORDERS))}, or None")
+    if most is not None and (order != "greedy" or most < 1):
+        raise UsageError(f"ablate_top={most} stops the greedy order: give ablate='greedy', and at least 1")
+    return AblationRequest(order=order or "each", most=most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +275,8 @@ class _Bench:
             outcome = self._without(sample, keys)
             self.done += 1
             self._count(self.done, self._total)
+            if self.done % _BETWEEN_COLLECTIONS == 0:
+                gc.collect()
             if isinstance(outcome, str):
                 return _Effect(note=outcome)
             if not _is_probe(self._job):

@@ -55,6 +55,6 @@ def range_text(values: Iterable[float | None]) -> str:
     return number_text(median(measured)) if ends[0] == ends[1] else "..".join(ends)
 
 
-def count_text(count: int, noun: str) -> str:
+def count_text(count: int, noun: str, plural: str = "") -> str:
     """ "1 tensor", "1,234 tensors"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

@@ -46,15 +46,37 @@ class SiteTable:
     """Some row stands for several sites."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenFolds:
+    """Sites grouped into the rows to show."""
+
+    folds: tuple[Fold, ...]
+    marks: Marks
+    """The severity of the finding about each site, by its ``order``."""
+    left_out: int
+    folded: bool
+
+
 def site_table(report: Report, *, show_all: bool = False) -> SiteTable:
     """Shape the section: every site by itself, or folded and, beyond :data:`SHORT` rows, thinned."""
+    chosen = chosen_folds(report, show_all=show_all)
+    return SiteTable(
+        rows=tuple(_row(found, report.trace.residuals, chosen.marks) for found in chosen.folds),
+        left_out=chosen.left_out,
+        folded=chosen.folded,
+    )
+
+
+def chosen_folds(report: Report, *, show_all: bool = False) -> ChosenFolds:
+    """Which sites stand in which row; members of a fold are positions among the trace's sites."""
     sites = report.trace.residuals
     marks = site_marks(sites, report.findings)
     foldable = _foldable(sites, marks)
     folds = unfold(foldable) if show_all else fold(foldable)
     chosen = folds if show_all else _choose(folds, sites, marks)
-    return SiteTable(
-        rows=tuple(_row(found, sites, marks) for found in chosen),
+    return ChosenFolds(
+        folds=tuple(chosen),
+        marks=marks,
         left_out=len(folds) - len(chosen),
         folded=len(folds) < len(sites),
     )
@@ -123,7 +145,7 @@ def _row(found: Fold, sites: Sequence[ResidualRecord], marks: Marks) -> SiteRow:
     cells = {
         "name": one_line(found.label),
         "kind": members[0].kind,
-        "rho": _measured(range_text(rhos), rhos),
+        "rho": measured_text(range_text(rhos), rhos),
         "cosine": _median([site.cosine for site in members]),
         "influence": _median([site.block_influence for site in members]),
         "gradient": "" if ratio is None else f"×{number_text(ratio)}",
@@ -134,10 +156,10 @@ def _row(found: Fold, sites: Sequence[ResidualRecord], marks: Marks) -> SiteRow:
 
 
 def _median(values: Sequence[float | None]) -> str:
-    return _measured(number_text(middle(values)), values)
+    return measured_text(number_text(middle(values)), values)
 
 
-def _measured(text: str, values: Iterable[float | None]) -> str:
+def measured_text(text: str, values: Iterable[float | None]) -> str:
     """Nothing where nothing was measured: dashes in all cells of a concat's row would be noise."""
     return text if any(value is not None for value in values) else ""
 
