@@ -21,7 +21,6 @@ in the half ``tuned``, with half of the rest, by a hash of name, width, depth an
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -43,13 +42,13 @@ import zoo
 import zoo_attention
 import zoo_residual
 import zoo_units
+from scoring import HALVES, Score, half_of
 
 SEEDS = 5
 FAULTY = (*zoo.FAULTY, *zoo_residual.FAULTY, *zoo_units.FAULTY, *zoo_attention.FAULTY)
 INFORMED = zoo_units.INFORMED
 HEALTHY = (*zoo.HEALTHY, *zoo_residual.HEALTHY)
 CASES = {case.name: case for case in (*FAULTY, *INFORMED, *HEALTHY)}
-HALVES = ("tuned", "untouched")
 
 DENSE, IMAGES, TOKENS = (128, 256, 512), (8, 16, 32), (64, 96, 128)
 AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -139,11 +138,6 @@ class Judged:
         return half_of(f"{self.case}/{self.width}/{self.depth}/{self.seed}")
 
 
-def half_of(name: str) -> str:
-    """One of two halves, by the SHA-256 of a name."""
-    return HALVES[int(hashlib.sha256(name.encode()).hexdigest(), 16) % 2]
-
-
 def _is_recipe(name: str, width: int, depth: int) -> bool:
     return (width, depth) == CASES[name].build.__defaults__[-2:]
 
@@ -220,28 +214,6 @@ def extra(judged: Judged) -> tuple[Said, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """Counts of models, or of a rule's findings."""
-
-    hits: int
-    misses: int
-    false: int
-
-    @property
-    def precision(self) -> float:
-        return self.hits / (self.hits + self.false) if self.hits + self.false else 1.0
-
-    @property
-    def recall(self) -> float:
-        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 1.0
-
-    @property
-    def f1(self) -> float:
-        total = 2 * self.hits + self.misses + self.false
-        return 2 * self.hits / total if total else 1.0
-
-
 def overall(models: Sequence[Judged]) -> Score:
     """gradflow over all models."""
     faulty = [m for m in models if CASES[m.case].rule]
@@ -297,7 +269,7 @@ def grid(seeds: int, only: Sequence[str]) -> Iterator[tuple[zoo.Case, int, int, 
 
 
 def show(models: Sequence[Judged], console: Console) -> None:
-    """Print the tables, a half at a time, and every model that gradflow got wrong."""
+    """Print the tables, a half at a time, and what gradflow got wrong in the half that may be looked at."""
     for half in HALVES:
         mine = [m for m in models if m.half == half]
         healthy = [m for m in mine if not CASES[m.case].rule]
@@ -308,9 +280,9 @@ def show(models: Sequence[Judged], console: Console) -> None:
         console.print(_rules(mine))
     for m in models:
         wrong = CASES[m.case].rule and not hit(m)
-        if wrong or extra(m):
+        if m.half == "tuned" and (wrong or extra(m)):
             said = ", ".join(f"{s.rule} {s.severity} {s.first}–{s.last}" for s in m.findings) or "nothing"
-            console.print(f"{m.half} {m.case} width {m.width} depth {m.depth} seed {m.seed}: {said}")
+            console.print(f"tuned {m.case} width {m.width} depth {m.depth} seed {m.seed}: {said}")
 
 
 def _tools(mine: Sequence[Judged], healthy: Sequence[Judged]) -> Table:
@@ -323,7 +295,7 @@ def _tools(mine: Sequence[Judged], healthy: Sequence[Judged]) -> Table:
         rows.append((f"{name}, detects", detects(mine, alarms), false))
         rows.append((f"{name}, names", names(mine, alarms), false))
     for name, score, false in rows:
-        table.add_row(name, *_cells(score), f"{false} of {len(healthy)}")
+        table.add_row(name, *score.cells(), f"{false} of {len(healthy)}")
     return table
 
 
@@ -332,12 +304,8 @@ def _rules(mine: Sequence[Judged]) -> Table:
     spoken = {said.rule for m in mine for said in extra(m)}
     for rule in sorted({CASES[m.case].rule for m in mine if CASES[m.case].rule} | spoken):
         score = of_rule(mine, rule)
-        table.add_row(rule, *_cells(score), str(score.hits), str(score.misses), str(score.false))
+        table.add_row(rule, *score.cells(), str(score.hits), str(score.misses), str(score.false))
     return table
-
-
-def _cells(score: Score) -> tuple[str, str, str]:
-    return f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.f1:.3f}"
 
 
 def main() -> None:

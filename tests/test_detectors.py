@@ -7,6 +7,7 @@ from pathlib import Path
 import detectors
 import pytest
 from detectors import CASES, Judged, Said
+from scoring import Score, half_of
 
 ALARMS = (("AutoTrainer", ("vanishing",)), ("TorchLens", ()))
 
@@ -61,13 +62,13 @@ def test_scores_add_up() -> None:
     score = detectors.overall(models)
     assert (score.hits, score.misses, score.false) == (2, 1, 1)
     assert score.precision == score.recall == score.f1 == pytest.approx(2 / 3)
-    assert detectors.of_rule(models, "GF102") == detectors.Score(hits=0, misses=0, false=1)
+    assert detectors.of_rule(models, "GF102") == Score(hits=0, misses=0, false=1)
     # R1a asks for no alarm, and is not counted.
     rival = detectors.alarms_of("AutoTrainer")
-    assert detectors.detects(models, rival) == detectors.Score(hits=2, misses=0, false=2)
-    assert detectors.names(models, rival) == detectors.Score(hits=2, misses=0, false=2)
+    assert detectors.detects(models, rival) == Score(hits=2, misses=0, false=2)
+    assert detectors.names(models, rival) == Score(hits=2, misses=0, false=2)
     silent = detectors.alarms_of("TorchLens")
-    assert detectors.detects(models, silent) == detectors.Score(hits=0, misses=2, false=0)
+    assert detectors.detects(models, silent) == Score(hits=0, misses=2, false=0)
 
 
 def test_the_grid_is_forty_models_and_holds_the_recipes() -> None:
@@ -85,7 +86,7 @@ def test_the_grid_is_forty_models_and_holds_the_recipes() -> None:
 def test_the_halves_do_not_move() -> None:
     """A half that changes with a release could be chosen; this one is given by a hash."""
     names = [f"V1a/{width}/5/{seed}" for width in (128, 512) for seed in range(3)]
-    assert [detectors.half_of(name) for name in names] == HALVES
+    assert [half_of(name) for name in names] == HALVES
 
 
 HALVES = ["untouched", "untouched", "tuned", "untouched", "tuned", "tuned"]
