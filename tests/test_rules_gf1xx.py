@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from traces import BATCH, make_layer, make_layers, make_origin, make_parameter, make_trace, make_trunk
+from traces import (
+    BATCH,
+    make_activation,
+    make_layer,
+    make_layers,
+    make_origin,
+    make_parameter,
+    make_trace,
+    make_trunk,
+)
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
@@ -336,6 +345,10 @@ def frozen(name: str) -> ParameterRecord:
     return lost(name, Coverage.FROZEN, requires_grad=False)
 
 
+def zero(name: str) -> ParameterRecord:
+    return make_parameter(name, gradient_norm=0.0, elasticity=0.0, gradient_ratio=0.0)
+
+
 GOOD = make_parameter("head.weight")
 
 
@@ -360,6 +373,16 @@ GOOD = make_parameter("head.weight")
         ([lost("encoder.fc.weight", cut=DETACH), GOOD], [(ERROR, "encoder", "graph cut")]),
         ([lost("encoder.fc.weight", cut=DETACH)], [(ERROR, "encoder", "graph cut")]),
         ([lost("a.weight"), lost("b.weight")], [(ERROR, "a–b", "no gradient anywhere")]),
+        ([zero("a.weight"), zero("b.weight")], [(ERROR, "a–b", "zero gradient everywhere")]),
+        ([zero("a.weight"), GOOD], []),
+        (
+            [zero("a.weight"), frozen("b.weight"), lost("c.weight", Coverage.NEVER_CALLED)],
+            [
+                (INFO, "b", "frozen"),
+                (ERROR, "a", "zero gradient everywhere"),
+                (WARNING, "c", "never called"),
+            ],
+        ),
         (
             [lost("a.weight"), frozen("b.weight"), lost("c.weight", Coverage.NEVER_CALLED)],
             [
@@ -385,6 +408,21 @@ def test_each_cause_is_told_apart(
 ) -> None:
     findings = said("GF103", make_trace(parameters=parameters))
     assert [(f.severity, str(f.location), dict(f.evidence)["cause"]) for f in findings] == expected
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        {"loss_values": (0.0,)},  # nothing left to learn
+        {"activations": [make_activation("a", inactive=1.0)]},  # GF301 says so
+        {"layers": [make_layer("a", activation=TensorStatistics(absmax=0.0))]},  # GF304 says so
+    ],
+)
+def test_zeros_that_something_else_explains_are_left_to_it(why: dict[str, Any]) -> None:
+    assert said("GF103", make_trace(parameters=[zero("a.weight")], **why)) == []
+    # A probe has no loss values, and its gradient is never 0 by itself.
+    (finding,) = said("GF103", make_trace(parameters=[zero("a.weight")], loss_values=()))
+    assert finding.severity is ERROR
 
 
 def test_a_cut_names_the_op_the_place_and_what_it_costs() -> None:

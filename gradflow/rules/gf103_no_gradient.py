@@ -23,6 +23,7 @@ class Cause(StrEnum):
     FROZEN = "frozen"
     CUT = "graph cut"
     NOTHING = "no gradient anywhere"
+    ZERO = "zero gradient everywhere"
     NEVER_CALLED = "never called"
     DRAWN = "drawn at random"
     NOT_CONSUMED = "not consumed"
@@ -60,6 +61,15 @@ WORDS: dict[Cause, Words] = {
         hint=(
             "Check that the loss is computed from the outputs of this forward, with gradients enabled, and "
             "not from numbers (.item(), numpy) or detached tensors"
+        ),
+    ),
+    Cause.ZERO: Words(
+        severity=Severity.ERROR,
+        what="with a gradient of exactly 0 (0 allowed), and so is every other one",
+        why="Nothing in the model can be trained by this loss: it does not depend on the outputs",
+        hint=(
+            "Look at what stands between the last layer and the loss: a softmax over one output is always 1, a clamp "
+            "or a saturated activation is flat, a mask over everything or a product with 0 leaves nothing"
         ),
     ),
     Cause.NEVER_CALLED: Words(
@@ -141,11 +151,14 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
     causes = {p.name: _in_context(trace, p, cause_of(p)) for p in trace.parameters}
     if _nothing_arrives(trace.parameters):
         causes = {name: cause and _all_lost(cause) for name, cause in causes.items()}
+    if _all_zero(trace):
+        measured = {p.name for p in trace.parameters if p.requires_grad and p.gradient_norm == 0}
+        causes = {name: Cause.ZERO if name in measured else cause for name, cause in causes.items()}
     yield from _cuts(trace, [p for p in trace.parameters if causes[p.name] is Cause.CUT])
     for cause in Cause:
         if cause is Cause.CUT:
             continue
-        few = WORDS[cause].severity is Severity.INFO or cause is Cause.NOTHING
+        few = WORDS[cause].severity is Severity.INFO or cause in (Cause.NOTHING, Cause.ZERO)
         wanted = {name for name, found in causes.items() if found is cause}
         for place, group in parameter_runs(trace, wanted, few=few):
             yield _finding(cause, place, group)
@@ -156,6 +169,16 @@ def _nothing_arrives(parameters: Sequence[ParameterRecord]) -> bool:
     causes = [cause_of(p) for p in parameters if p.requires_grad and 0 not in p.shape]
     lost = {Cause.NEVER_CALLED, Cause.NOT_CONSUMED, Cause.UNUSED_OUTPUT}
     return bool(causes) and lost.issuperset(causes)
+
+
+def _all_zero(trace: Trace) -> bool:
+    """Every gradient that arrived is exactly 0, the loss is not, and no layer of zeros says why."""
+    norms = [p.gradient_norm for p in trace.parameters if p.requires_grad and p.gradient_norm is not None]
+    learnt = bool(trace.run.loss_values) and not any(trace.run.loss_values)
+    silent = any(record.inactive == 1 for record in trace.activations) or any(
+        layer.activation is not None and layer.activation.absmax == 0 for layer in trace.layers
+    )
+    return bool(norms) and not any(norms) and not learnt and not silent
 
 
 def _all_lost(cause: Cause) -> Cause:
@@ -273,7 +296,7 @@ RULE = Rule(
         "at the last module before the cut, naming the op (detach, no_grad, argmax ...).\n"
         "5. It was consumed and its values do not reach the loss at all: warning, an unused output (a pooler "
         "under a loss that ignores it).\n"
-        "6. No trainable parameter gets a gradient and no cut says why: error.\n"
+        "6. No trainable parameter gets a gradient and no cut says why, or every one gets exactly 0: error.\n"
         "7. It has a gradient and is not among the optimizer's parameters: error. Without a known optimizer "
         "this is not checked.\n\n"
         "Neighbouring modules with the same cause are one finding."
@@ -288,8 +311,10 @@ RULE = Rule(
         for cause, words in WORDS.items()
     ),
     exemptions=(
-        "A gradient that is exactly zero is a gradient: dead units, zero-initialised branches and masked "
-        "rows have rules of their own, and a bias before a normalisation truly has gradient 0.",
+        "A gradient that is exactly zero is a gradient, unless every one is: dead units, zero-initialised branches "
+        "and masked rows have rules of their own, and a bias before a normalisation truly has gradient 0.",
+        "Zeros everywhere under a loss of exactly 0 (nothing left to learn from this batch), or where a layer "
+        "returns only zeros, which GF301 and GF304 report.",
         "Tied parameters count once.",
         "Parameters with no elements.",
     ),
