@@ -83,6 +83,17 @@ def test_the_grid_is_forty_models_and_holds_the_recipes() -> None:
         assert recipe.half == "tuned"
 
 
+def test_three_seeds_meet_every_size() -> None:
+    """600 models in all; with each seed every width and every depth once."""
+    models = list(detectors.grid(5))
+    assert len(models) == len(set(models)) == 600
+    for seed in range(5):
+        mine = [(width, depth) for case, width, depth, s in models if (case.name, s) == ("H1", seed)]
+        assert [sorted(column) for column in zip(*mine, strict=True)] == [[128, 256, 512], [4, 6, 8]]
+    assert len({(width, depth) for case, width, depth, s in models if case.name == "H1" and s < 3}) == 9
+    assert len(list(detectors.grid(5, full=True))) == 1800
+
+
 def test_the_halves_do_not_move() -> None:
     """A half that changes with a release could be chosen; this one is given by a hash."""
     names = [f"V1a/{width}/5/{seed}" for width in (128, 512) for seed in range(3)]
