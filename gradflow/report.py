@@ -10,7 +10,7 @@ from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.repair_outcomes import RepairOutcome
 from gradflow.trace_model import Trace
-from gradflow.trunk_profile import TrunkProfile
+from gradflow.trunk_profile import TrunkProfile, profile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +40,11 @@ class Report:
     def label(self) -> str:
         """What a reader of several reports knows this one by: the name, else the target as it was given."""
         return self.name or self.trace.run.target
+
+    @property
+    def side_profiles(self) -> tuple[tuple[str, TrunkProfile], ...]:
+        """Path and profile of each trunk beside the main one: ("input_ids → loss", TrunkProfile(...))."""
+        return tuple((trunk.path, profile(trunk)) for trunk in self.trace.side_trunks)
 
     @property
     def worst(self) -> Severity | None:

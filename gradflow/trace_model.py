@@ -158,6 +158,8 @@ class Trunk:
     points: tuple[TrunkPoint, ...] = ()
     batch_norm: bool = False
     """True where a batch normalisation stands between two points."""
+    path: str = ""
+    """From where to where: "input_ids → loss", "x → outputs.aux"; "" where there is no trunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -518,3 +520,5 @@ class Trace:
     ablation: Ablation | None = None
     """None where it was not asked for, or the model has no branch to leave out."""
     attentions: tuple[AttentionRecord, ...] = ()
+    side_trunks: tuple[Trunk, ...] = ()
+    """Towers of further inputs, outputs and branches that the trunk does not run through, longest first."""

@@ -85,6 +85,7 @@ def record(
         layers=median.layers,
         parameters=median.parameters,
         trunk=median.trunk,
+        side_trunks=median.side_trunks,
         residuals=residuals,
         origins=origins,
         activations=median.activations,

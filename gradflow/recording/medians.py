@@ -83,6 +83,7 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
         residuals=_joined([step.residuals for step in steps], site_key, _median_site),
         activations=_joined([step.activations for step in steps], _activation_key, _median_activation),
         loss=statistics.median(losses) if losses else None,
+        side_trunks=_median_side_trunks([step.side_trunks for step in steps]),
         batch_norms=_joined([step.batch_norms for step in steps], _call_key, _median_batch_norm),
         attentions=_joined([step.attentions for step in steps], _call_key, _median_attention),
     )
@@ -173,6 +174,16 @@ def _median_trunk(trunks: Sequence[Trunk]) -> Trunk:
     alike = [trunk for trunk in trunks if [point.name for point in trunk.points] == names]
     points = tuple(_median_point(points) for points in zip(*(trunk.points for trunk in alike), strict=True))
     return replace(first, points=points)
+
+
+def _median_side_trunks(steps: Sequence[Sequence[Trunk]]) -> tuple[Trunk, ...]:
+    """Medians of each side trunk of the first step, over the steps that have it."""
+    found = []
+    for first in steps[0]:
+        names = [point.name for point in first.points]
+        alike = [t for step in steps for t in step if [point.name for point in t.points] == names]
+        found.append(_median_trunk(alike))
+    return tuple(found)
 
 
 def _median_point(points: Sequence[TrunkPoint]) -> TrunkPoint:

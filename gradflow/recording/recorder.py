@@ -133,6 +133,8 @@ class Recorder:
         self.batch_size = batch_size
         self._root_samples = math.sqrt(max(batch_size, 1))
         self.rows: list[Row] = []
+        self.inputs: dict[int, str] = {}
+        """Node of each input tensor -> its path in ``(args, kwargs)``."""
         self.probes = Probes(StatisticsCollector(batch_size, layout.buffers))
         self._row_modules = layout.row_modules
         self._calls: dict[str, int] = {}
@@ -180,8 +182,11 @@ class Recorder:
     @contextmanager
     def forward(self, inputs: Any) -> Iterator[None]:
         """Trace what runs inside; ``inputs`` are the roots of the dataflow."""
-        for _, tensor in tensor_leaves(inputs):
+        named: dict[int, str] = {}
+        for path, tensor in tensor_leaves(inputs):
             self.dataflow.add_input(tensor)
+            # A tensor that is given twice goes by its first name.
+            self.inputs[len(self.dataflow.nodes) - 1] = named.setdefault(id(tensor), path)
         self.probes.armed = False
         with self.dataflow:
             yield

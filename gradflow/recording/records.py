@@ -15,9 +15,11 @@ from gradflow.recording.overwrite_proof import AccusedSite, accused_sites
 from gradflow.recording.parameters import parameter_records
 from gradflow.recording.recorder import Recorder, Row
 from gradflow.recording.residual_records import residual_records
+from gradflow.recording.side_trunks import find_side_trunks
+from gradflow.recording.signatures import forward_signature
 from gradflow.recording.tensor_stats import dtype_name
 from gradflow.recording.token_stats import TokenStatistics
-from gradflow.recording.trunk import find_trunk
+from gradflow.recording.trunk import TrunkPath, find_trunk, longest_path
 from gradflow.recording.weight_ops import CONV_OPS
 from gradflow.trace_model import (
     ActivationRecord,
@@ -51,6 +53,7 @@ class StepRecord:
     accused: tuple[AccusedSite, ...] = ()
     """Sites of ``residuals`` whose skip was overwritten, it seems by mistake."""
     attentions: tuple[AttentionRecord, ...] = ()
+    side_trunks: tuple[Trunk, ...] = ()
 
     @property
     def has_nonfinite(self) -> bool:
@@ -81,10 +84,12 @@ def step_record(
     cuts = CutFinder(nodes, None if end is None else end.index)
     parameters = parameter_records(recorder.layout.parameters, cuts, recorder.called(), optimized)
     layers = _layers(recorder, statistics, parameters, cuts)
+    trunk, *side_trunks = _trunks(recorder, statistics, None if end is None else end.index)
     return StepRecord(
         layers=layers,
         parameters=parameters,
-        trunk=_trunk(recorder, statistics, None if end is None else end.index),
+        trunk=trunk,
+        side_trunks=tuple(side_trunks),
         residuals=residual_records(recorder, statistics, parameters, end),
         accused=accused_sites(recorder.sites.in_order(), recorder.sites.graph),
         loss=loss,
@@ -183,13 +188,46 @@ def _rows_by_probe(recorder: Recorder) -> dict[int | None, int]:
     return {row.probe: order for order, row in reversed(list(enumerate(recorder.rows)))}
 
 
-def _trunk(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int | None) -> Trunk:
-    nodes = recorder.dataflow.nodes
-    found = find_trunk(nodes, end, recorder.sites.main())
+def _trunks(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int | None) -> tuple[Trunk, ...]:
+    """The trunk, then those beside it."""
+    nodes, sites = recorder.dataflow.nodes, recorder.sites.main()
+    main = find_trunk(nodes, end, sites)
     by_probe = _rows_by_probe(recorder)
     tokens = recorder.tokens.results()
-    points = tuple(_point(nodes[i], recorder, statistics, by_probe, tokens) for i in found.nodes)
-    return Trunk(kind=found.kind, points=points, batch_norm=found.batch_norm)
+    return tuple(
+        Trunk(
+            kind=found.kind,
+            points=tuple(_point(nodes[i], recorder, statistics, by_probe, tokens) for i in found.nodes),
+            batch_norm=found.batch_norm,
+            path=_path_name(found, recorder, end),
+        )
+        for found in (main, *find_side_trunks(nodes, end, sites, main))
+    )
+
+
+def _path_name(found: TrunkPath, recorder: Recorder, end: int | None) -> str:
+    """ "input_ids → logits": the input that the first tensor comes from, the output that the path goes through."""
+    if not found.nodes:
+        return ""
+    nodes = recorder.dataflow.nodes
+    start = recorder.inputs.get(longest_path(nodes, found.nodes[0])[0])
+    rows = [row for row in recorder.rows if row.name == "" and row.node is not None and row.shape]
+    outputs = {row.node.index: row.output for row in rows if row.node is not None}
+    passed = [outputs[i] for i in found.path if i in outputs and i != end and i > found.nodes[-1]]
+    name = passed[-1] if passed and len(outputs) > 1 else ""
+    return f"{'a parameter' if start is None else _input_name(start, recorder)} → {name or 'loss'}"
+
+
+def _input_name(path: str, recorder: Recorder) -> str:
+    """ "0.1" of ``(args, kwargs)`` is the second positional argument, "1.mask" the keyword one."""
+    which, _, rest = path.partition(".")
+    if which == "1":
+        return rest
+    position, _, inner = rest.partition(".")
+    names = forward_signature(recorder.layout.module).positional
+    known = position.isdigit() and int(position) < len(names)
+    name = names[int(position)] if known else f"input {position}"
+    return f"{name}.{inner}" if inner else name
 
 
 def _point(

@@ -40,18 +40,20 @@ class TrunkPath:
     """"residual", "weights" or "none"."""
     nodes: tuple[int, ...]
     batch_norm: bool
+    path: tuple[int, ...] = ()
+    """Every node of the path that it follows, from an input to the loss."""
 
 
 def find_trunk(nodes: Sequence[Node], end: int | None, sites: Sequence[Site]) -> TrunkPath:
     """Find the trunk of a forward that ends at node ``end``, the loss, given its residual adds."""
     if end is None:
         return TrunkPath(kind="none", nodes=(), batch_norm=False)
-    path = _longest_path(nodes, end)
-    path = path[: _reduction_on(path, nodes, end)]
+    whole = longest_path(nodes, end)
+    path = whole[: reduction_on(whole, nodes, end)]
     sites = [site for site in sites if path and site.node <= path[-1]]
     streams = [site for site in sites if site.found.kind != LOW_RANK]
     adds = _longest_stream(streams, nodes)
-    outside = _outside_branches(_layer_nodes(path, nodes, sites), sites, streams)
+    outside = _outside_branches(layer_nodes(path, nodes, sites), sites, streams)
     residual = len(adds) >= 2 and len(outside) <= len(adds) + 1
     on_path = set(path)
     chosen = adds if residual else _mixed(path, nodes, [i for i in adds if i in on_path], outside)
@@ -59,11 +61,12 @@ def find_trunk(nodes: Sequence[Node], end: int | None, sites: Sequence[Site]) ->
     return TrunkPath(
         kind=kind if len(chosen) > 1 else "none",
         nodes=tuple(chosen),
-        batch_norm=_crosses_batch_norm(path, nodes, chosen),
+        batch_norm=crosses_batch_norm(path, nodes, chosen),
+        path=tuple(whole),
     )
 
 
-def _layer_nodes(path: Sequence[int], nodes: Sequence[Node], sites: Sequence[Site]) -> list[int]:
+def layer_nodes(path: Sequence[int], nodes: Sequence[Node], sites: Sequence[Site]) -> list[int]:
     """Weight layers on the path, by the tensor that stands for each; of a layer used again the last use.
 
     A low-rank update and the layer it updates are one layer, and their sum is its output.
@@ -100,17 +103,23 @@ def _mixed(
 ) -> list[int]:
     """Weight layers that are no branch internals, with the adds among them, without the head."""
     points = sorted({*adds, *outside})
-    ends_in_weight = bool(points) and points[-1] not in adds and _is_head(points[-1], path, nodes)
+    ends_in_weight = bool(points) and points[-1] not in adds and is_head(points[-1], path, nodes)
     return points[:-1] if ends_in_weight and len(points) > 2 else points
 
 
-def _is_head(index: int, path: Sequence[int], nodes: Sequence[Node]) -> bool:
+def is_head(index: int, path: Sequence[int], nodes: Sequence[Node]) -> bool:
     """No weight layer comes after it on the path."""
     return not any(is_weight_op(nodes[i], nodes) for i in path if i > index)
 
 
-def _longest_path(nodes: Sequence[Node], end: int) -> list[int]:
-    """The path from an input (or, failing that, a parameter) to ``end`` through most weight layers."""
+def longest_path(nodes: Sequence[Node], end: int, counted: Collection[int] | None = None) -> list[int]:
+    """The path from an input (or, failing that, a parameter) to ``end`` through most weight layers.
+
+    Args:
+        nodes: Of the forward.
+        end: Where it ends.
+        counted: Count these nodes instead of all weight layers.
+    """
     score: dict[int, int] = {}
     previous: dict[int, int | None] = {}
     used: set[frozenset[int]] = set()
@@ -119,7 +128,9 @@ def _longest_path(nodes: Sequence[Node], end: int) -> list[int]:
         if any_data and not node.from_data:
             continue
         weight = 0
-        if is_weight_op(node, nodes):
+        if counted is not None:
+            weight = node.index in counted
+        elif is_weight_op(node, nodes):
             weights = weights_of(node, nodes)
             weight = weights not in used
             used.add(weights)
@@ -135,7 +146,7 @@ def _longest_path(nodes: Sequence[Node], end: int) -> list[int]:
     return path[::-1]
 
 
-def _reduction_on(path: Sequence[int], nodes: Sequence[Node], end: int) -> int:
+def reduction_on(path: Sequence[int], nodes: Sequence[Node], end: int) -> int:
     """Where the path meets its first reduction that no way to the loss goes around; its length if none."""
     found = [
         position
@@ -216,11 +227,11 @@ def _nearest_add(index: int, adds: Collection[int], nodes: Sequence[Node]) -> in
 def _outside_branches(layers: Sequence[int], sites: Sequence[Site], streams: Sequence[Site]) -> list[int]:
     """Layers that no site's branch holds; a low-rank sum counts where no stream's branch holds it."""
     sums = {site.node for site in sites if site.found.kind == LOW_RANK}
-    held, held_by_streams = _Spans(sites), _Spans(streams)
+    held, held_by_streams = Spans(sites), Spans(streams)
     return [i for i in layers if not (held_by_streams if i in sums else held).hold(i)]
 
 
-class _Spans:
+class Spans:
     """From source to sum, of each site: does any hold a node?"""
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -234,7 +245,7 @@ class _Spans:
         return before > 0 and self._furthest[before - 1] > index
 
 
-def _crosses_batch_norm(path: Sequence[int], nodes: Sequence[Node], chosen: Sequence[int]) -> bool:
+def crosses_batch_norm(path: Sequence[int], nodes: Sequence[Node], chosen: Sequence[int]) -> bool:
     if not chosen:
         return False
     return any(nodes[i].op == "batch_norm" for i in path if chosen[0] <= i <= chosen[-1])

@@ -12,7 +12,8 @@ from gradflow.repair_outcomes import RepairOutcome
 from gradflow.report import Report
 from gradflow.reporters.failed_target import FailedTarget
 from gradflow.trace_file import finding_rows, layer_rows, parameter_rows, residual_rows
-from gradflow.trace_model import SCHEMA_VERSION
+from gradflow.trace_model import SCHEMA_VERSION, Trunk
+from gradflow.trunk_profile import TrunkProfile, profile
 
 
 def render(report: Report) -> str:
@@ -30,11 +31,7 @@ def contents(report: Report) -> dict[str, Any]:
     return {
         "schema": trace.schema,
         "run": trace.run,
-        "profile": {
-            "trunk": trace.trunk.kind,
-            **to_plain(report.profile),
-            "tensors": [point.name for point in trace.trunk.points],
-        },
+        "profile": _profile(trace.trunk, report.profile),
         "layers": layer_rows(trace),
         "residuals": residual_rows(trace),
         "parameters": parameter_rows(trace),
@@ -44,6 +41,16 @@ def contents(report: Report) -> dict[str, Any]:
         "streams": to_plain(report.streams),
         "repairs": [_repair(outcome) for outcome in report.repairs],
         "attentions": to_plain(trace.attentions),
+        "side_profiles": [_profile(trunk, profile(trunk)) for trunk in trace.side_trunks],
+    }
+
+
+def _profile(trunk: Trunk, summary: TrunkProfile) -> dict[str, Any]:
+    return {
+        "trunk": trunk.kind,
+        **to_plain(summary),
+        "tensors": [point.name for point in trunk.points],
+        "path": trunk.path,
     }
 
 

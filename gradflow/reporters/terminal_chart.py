@@ -138,7 +138,26 @@ def chart_lines(report: Report, width: int) -> list[Text]:
         *_heading(trunk, relative, chart, width),
         *_plot(chart, colour),
         *_under(report, chart, width),
+        *_beside(report, width),
     ]
+
+
+def _beside(report: Report, width: int) -> list[Text]:
+    """A line for each trunk beside the one that is drawn."""
+    sides = zip(report.trace.side_trunks, report.side_profiles, strict=True)
+    told = [
+        f"{trunk.path}: {_ends(trunk)} · first / last {number_text(summary.gain)}"
+        for trunk, (_, summary) in sides
+    ]
+    lines = hanging(Text("  "), f"drawn: {report.trace.trunk.path}", width) if told else []
+    for line in told:
+        lines += hanging(Text("  beside it  "), one_line(line), width)
+    return lines
+
+
+def _ends(trunk: Trunk) -> str:
+    names = [one_line(trunk.points[k].name) or "(model)" for k in (0, -1)]
+    return names[0] if names[0] == names[1] else "–".join(names)
 
 
 def _no_chart(points: int, width: int) -> list[Text]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from gradflow.findings import Location, Severity
+from gradflow.config import Config
+from gradflow.findings import Finding, Location, Severity
 from gradflow.rules.rule import Threshold
 from gradflow.trace_model import Coverage, Trace, Trunk, TrunkPoint
 from gradflow.trunk_profile import TrunkProfile, gradient_ends, pair_labels
@@ -20,6 +21,7 @@ LARGEST_LOG = 700.0
 RECURRENT_OPS = ("lstm", "gru", "rnn")
 
 Evidence = tuple[tuple[str, float | int | str], ...]
+Check = Callable[[Trace, Config], Iterator[Finding]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,22 @@ class Verdict:
     value: float
     threshold: float
     words: str
+
+
+def along_every_trunk(check: Check) -> Check:
+    """Ask a check of the trunk, then of each trunk beside it; a finding of those says on which path it is."""
+
+    def check_all(trace: Trace, config: Config) -> Iterator[Finding]:
+        yield from check(trace, config)
+        for side in trace.side_trunks:
+            for finding in check(replace(trace, trunk=side), config):
+                yield replace(
+                    finding,
+                    message=f"{finding.message} (on the path {side.path})",
+                    evidence=(*finding.evidence, ("path", side.path)),
+                )
+
+    return check_all
 
 
 def number(value: float) -> str:

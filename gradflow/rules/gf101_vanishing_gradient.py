@@ -10,6 +10,7 @@ from gradflow.findings import Finding, Location, Severity
 from gradflow.rules.gain import (
     LARGEST_LOG,
     Verdict,
+    along_every_trunk,
     between,
     evidence,
     exceeded,
@@ -108,7 +109,7 @@ ZERO_HINT = (
 
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
-    """Yield at most one finding: the worst of the three clauses, at the drop where one explains the loss."""
+    """Yield at most one finding of the trunk: the worst of three clauses, at the drop where one explains the loss."""
     trunk, summary = trace.trunk, profile(trace.trunk)
     drop = _worst_drop(trunk)
     verdicts = [
@@ -317,5 +318,5 @@ for _ in range(12):
 model = nn.Sequential(*layers, nn.Linear(128, 10))
 example_inputs = torch.randn(64, 128)
 """,
-    check=check,
+    check=along_every_trunk(check),
 )

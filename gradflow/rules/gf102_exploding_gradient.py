@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gradflow.config import Config
 from gradflow.findings import Finding, Location, Severity
 from gradflow.rules.gain import (
+    along_every_trunk,
     between,
     evidence,
     exceeded,
@@ -79,7 +80,7 @@ BACKWARD_HINT = (
 
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
-    """Yield at most one finding, at the rise where one explains the growth."""
+    """Yield at most one finding of the trace's trunk, at the rise where one explains the growth."""
     trunk, summary = trace.trunk, profile(trace.trunk)
     limit = exceeded(_limits(trace), summary.gain, below=False)
     if limit is None or _last_is_zero(trunk):
@@ -207,5 +208,5 @@ for _ in range(30):
 model = nn.Sequential(*layers, nn.Linear(128, 10))
 example_inputs = torch.randn(64, 128)
 """,
-    check=check,
+    check=along_every_trunk(check),
 )
