@@ -246,6 +246,7 @@ class Spans:
 
 
 def crosses_batch_norm(path: Sequence[int], nodes: Sequence[Node], chosen: Sequence[int]) -> bool:
+    """A batch normalisation stands on the path between the first and the last tensor of a trunk."""
     if not chosen:
         return False
     return any(nodes[i].op == "batch_norm" for i in path if chosen[0] <= i <= chosen[-1])
