@@ -189,6 +189,21 @@ def test_no_split_where_something_else_reads_the_inside_of_the_branch(how: str) 
     assert all(missing(getattr(site, column)) for column in SPLIT)
 
 
+def test_no_split_where_the_model_takes_a_gradient_through_the_block() -> None:
+    """A gradient penalty comes back inside of the branch, which no op is seen to read there."""
+
+    class Penalised(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            y = x + self.f(x)
+            (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            return y * slope.square().sum()
+
+    model, inputs = Penalised(lambda m, x: x), torch.randn(4, 6, dtype=torch.float64)
+    (site,) = gradflow.inspect(model, (inputs,), square).residuals.itertuples()
+    assert site.split_note == READ_ELSEWHERE
+
+
 def test_what_is_read_on_no_way_to_the_loss_does_not_count() -> None:
     kept = []
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from gradflow.recording.dataflow import Node, ancestors
+from gradflow.recording.dataflow import OPAQUE_OP, Node, ancestors
 from gradflow.recording.residual_recorder import Site
 from gradflow.recording.residual_sites import between
 
 STREAM_KINDS = ("identity", "projection", "scaled")
 """Kinds whose sum carries a stream on."""
+
+
+GRADIENT_OP = "grad"
+"""``torch.autograd.grad``, called by the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,25 +26,36 @@ class Readers:
     """Of each node the nodes that read it, on a way to the loss."""
     returning: Collection[int]
     """Nodes that a gradient comes back to."""
+    differentiated: Collection[int]
+    """Nodes that the model itself took a gradient through, and uses: autograd comes back inside of them."""
 
     @classmethod
     def of(cls, nodes: Sequence[Node], end: Node | None) -> Readers:
         """Ask a whole step; ``end`` is the node of the loss."""
         reached = ancestors(nodes, None if end is None else end.index)
         returning = frozenset(i for i in reached if nodes[i].requires_grad)
+        inner = [ancestors(nodes, i) for i in returning if nodes[i].op == GRADIENT_OP]
         readers: list[list[int]] = [[] for _ in nodes]
         for i in returning:
             for j in nodes[i].inputs:
                 readers[j].append(i)
-        return cls(nodes=nodes, readers=readers, returning=returning)
+        return cls(
+            nodes=nodes, readers=readers, returning=returning, differentiated=frozenset().union(*inner)
+        )
 
     def only_inside(self, site: Site) -> bool:
         """Whether all that is read between source and sum is read there: its gradient then comes from the sum."""
         inside = {*between(site.found.source, site.node, self.nodes)}
+        if not inside.isdisjoint(self.differentiated) or self._is_read_unseen(site.found.source, inside):
+            return False
         for i in inside - {site.node}:
             if not inside.issuperset(self.readers[i]):
                 return False
         return all(inside.issuperset(self._siblings(i)) for i in inside)
+
+    def _is_read_unseen(self, source: int, inside: Collection[int]) -> bool:
+        """Something whose ways were not seen goes back to a source: it may lead through the inside of a branch."""
+        return any(self.nodes[i].op == OPAQUE_OP and i not in inside for i in self.readers[source])
 
     def _siblings(self, index: int) -> list[int]:
         """Other outputs of the op that made a node, where a gradient comes back to them."""
