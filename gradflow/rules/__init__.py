@@ -13,6 +13,8 @@ from gradflow.rules.gf201_near_identity_block import RULE as GF201
 from gradflow.rules.gf202_residual_growth import RULE as GF202
 from gradflow.rules.gf203_overwritten_skip import RULE as GF203
 from gradflow.rules.gf204_dead_branch import RULE as GF204
+from gradflow.rules.gf205_norm_placement import RULE as GF205
+from gradflow.rules.gf206_diminishing_depth import RULE as GF206
 from gradflow.rules.gf207_shortcut_shape import RULE as GF207
 from gradflow.rules.gf301_dead_units import RULE as GF301
 from gradflow.rules.gf302_saturated_units import RULE as GF302
@@ -31,6 +33,8 @@ RULES: tuple[Rule, ...] = (
     GF202,
     GF203,
     GF204,
+    GF205,
+    GF206,
     GF207,
     GF301,
     GF302,

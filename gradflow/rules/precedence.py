@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradflow.findings import Finding, Severity
+from gradflow.rules.gf205_norm_placement import NO_NORM
 from gradflow.rules.gf403_batch_norm_batch import TOO_FEW_VALUES
 from gradflow.rules.places import Span, span_of
 from gradflow.rules.units import LOSS_OF_GRADIENT
@@ -69,6 +70,8 @@ class Consequence:
     """How bad the cause must be."""
     in_module: bool = False
     """Only a cause in a module: the model's own forward holds everything, and explains none of it."""
+    of_kind: str = ""
+    """Only effects whose evidence holds this ``kind``; "" for all."""
 
 
 CONSEQUENCES: tuple[Consequence, ...] = (
@@ -90,6 +93,11 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     Consequence(cause="GF102", effects=("GF302",), region=within),
     # A signal that is lost and a gradient that is lost are one fault; the gradient's name comes first.
     Consequence(cause="GF101", effects=("GF304",), region=anywhere, least=Severity.WARNING),
+    # A stream without norms grows: the variances say it with a number.
+    Consequence(cause="GF202", effects=("GF205",), region=anywhere, least=Severity.INFO, of_kind=NO_NORM),
+    # Branches that add nothing, or are dead, are what makes the paths of the gradient short.
+    Consequence(cause="GF201", effects=("GF206",), region=anywhere, least=Severity.INFO),
+    Consequence(cause="GF204", effects=("GF206",), region=anywhere),
     # A growing stream (GF202) and the gradient that grows with it (GF102) are both reported.
 )
 
@@ -119,7 +127,7 @@ def _cause(
 ) -> int | None:
     where = span_of(effect.location, known)
     for row in rows:
-        if effect.rule not in row.effects:
+        if effect.rule not in row.effects or not _is_of_kind(row, effect):
             continue
         for i, cause in enumerate(findings):
             if (
@@ -135,6 +143,10 @@ def _explains(row: Consequence, cause: Finding) -> bool:
     if row.in_module and not cause.location.first:
         return False
     return cause.severity.rank >= row.least.rank and (not row.only or ("cause", row.only) in cause.evidence)
+
+
+def _is_of_kind(row: Consequence, effect: Finding) -> bool:
+    return not row.of_kind or ("kind", row.of_kind) in effect.evidence
 
 
 def _root(causes: Sequence[int | None], position: int) -> int:
