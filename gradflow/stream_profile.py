@@ -6,6 +6,7 @@ A stream is a chain of sites: each one's source was made from the last one's sum
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -150,7 +151,7 @@ def path_lengths(shares: Sequence[float]) -> tuple[float, ...]:
     With s_b = r_b^2 / (1 + r_b^2) this is prod_b (1 + z r_b^2) / (1 + r_b^2): expanding the product of the
     blocks' Jacobians, the energy of a path is the product of the r_b^2 of the branches it takes (Veit et al.
     2016, arXiv 1605.06431), if parts of different paths are at right angles and each block treats all parts alike.
-    Its mean is D_eff. The cost is L times the number of orders that matter.
+    Its mean is D_eff. The cost is L times the number of orders that matter; shares below 1e-15 count as 0.
 
     Args:
         shares: s_b of each branch, in 0..1; not finite ones make it empty.
@@ -160,14 +161,17 @@ def path_lengths(shares: Sequence[float]) -> tuple[float, ...]:
     """
     if not shares or not all(math.isfinite(share) for share in shares):
         return ()
-    weights = [1.0]
+    weights, lowest = deque([1.0]), 0
     for share in shares:
-        kept = [weight * (1.0 - share) for weight in weights] + [0.0]
-        taken = [0.0] + [weight * share for weight in weights]
-        weights = [a + b for a, b in zip(kept, taken, strict=True)]
+        kept = [*(weight * (1.0 - share) for weight in weights), 0.0]
+        taken = [0.0, *(weight * share for weight in weights)]
+        weights = deque(a + b for a, b in zip(kept, taken, strict=True))
         while len(weights) > 1 and weights[-1] < NEGLIGIBLE:
             weights.pop()
-    return tuple(weights)
+        while len(weights) > 1 and weights[0] < NEGLIGIBLE:
+            weights.popleft()
+            lowest += 1
+    return (*(0.0 for _ in range(lowest)), *weights)
 
 
 def rank_blocks(sites: Sequence[ResidualRecord]) -> tuple[BlockRank, ...]:

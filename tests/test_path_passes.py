@@ -203,6 +203,19 @@ def test_from_python_they_are_asked_for_and_survive_the_file() -> None:
     assert written["exact"]["norms"] == list(report.stream.exact.norms)
 
 
+def test_a_checkpoint_that_runs_again_in_every_pass_changes_nothing() -> None:
+    class Checkpointed(Block):
+        def branch(self, x: Tensor) -> Tensor:
+            return checkpoint(super().branch, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+    inputs, found = torch.randn(4, WIDTH, dtype=torch.float64), []
+    for kind in (Block, Checkpointed):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), kind("plain"), kind("plain"), kind("plain")).double()
+        found.append(recorded(model, (inputs,), square).paths[0])
+    assert found[0].norms == pytest.approx(found[1].norms, rel=1e-12)
+
+
 def test_why_there_are_no_paths_is_said() -> None:
     inputs = torch.randn(4, WIDTH, dtype=torch.float64)
     assert recorded(net("plain"), (inputs,), square).paths_note == "no stream has two sites to tell apart"

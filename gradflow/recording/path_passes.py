@@ -67,8 +67,10 @@ def record_paths(
     """
     watching = Recorder(job.layout, batch_size=job.batch_size, splits=False)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), watching:
-            loss = forward_and_loss(job, watching, batch, seed)
+        with torch.inference_mode(False), torch.enable_grad():
+            with watching:
+                loss = forward_and_loss(job, watching, batch, seed)
+            watching.probes.armed = False  # these passes bring only parts of the gradients
             return _paths(loss, watching, residuals, request)
     except _BackwardRefused as refusal:
         return Paths(note=f"backward could not be run again: {refusal}")
