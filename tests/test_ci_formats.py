@@ -389,6 +389,15 @@ def test_gitlab_gets_a_relative_path_and_a_severity_of_its_own() -> None:
     assert check_gitlab((judged(at("a"), target="Net", sources=()),))[0]["location"]["path"] == "Net"
 
 
+def test_a_comment_tells_the_worst_target_first() -> None:
+    known = judged(at("a", known=True), target="known.py")
+    warned = judged(at("a", severity=Severity.WARNING), target="warned.py")
+    text = markdown.render_all(
+        (judged(target="clean.py"), known, warned, judged(at("a"), target="broken.py"))
+    )
+    assert re.findall(r"^## gradflow: (\w+)", text, re.MULTILINE) == ["broken", "warned", "clean", "known"]
+
+
 def test_a_comment_folds_away_what_is_not_the_answer() -> None:
     text = check_markdown(two_targets())
     head, details = text.split("<details>", 1)

@@ -53,14 +53,20 @@ def render(report: Report) -> str:
 
 
 def render_all(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> str:
-    """One comment for several targets, each with its share of what a comment can hold."""
+    """One comment for several targets, worst first, each with its share of what a comment can hold."""
     room = (LIMIT - size([MARKER])) // max(len(reports) + len(failed), 1) - 2
     if room < _LEAST:
         return _listed(reports, failed)
-    sections = [*(_failure(target) for target in failed), *(_report(report, room) for report in reports)]
+    ordered = sorted(reports, key=_urgency)
+    sections = [*(_failure(target) for target in failed), *(_report(report, room) for report in ordered)]
     parts = ["\n".join(section).rstrip("\n") for section in sections]
     text = "\n".join([MARKER, "\n\n".join(parts) or "gradflow: no target."]) + "\n"
     return text if size([text]) <= LIMIT else _listed(reports, failed)
+
+
+def _urgency(report: Report) -> int:
+    """The worse what is new in a report, the earlier a reviewer reads it."""
+    return -max((finding.severity.rank for finding in report.findings if not finding.known), default=-1)
 
 
 def _failure(failed: FailedTarget) -> list[str]:
@@ -74,7 +80,7 @@ def _not_checked(failed: FailedTarget) -> str:
 
 def _listed(reports: Sequence[Report], failed: Sequence[FailedTarget]) -> str:
     """A line a target, worst first, as many as fit."""
-    ordered = sorted(reports, key=lambda report: -(-1 if report.worst is None else report.worst.rank))
+    ordered = sorted(reports, key=_urgency)
     rows = [(escaped(target.label), _not_checked(target)) for target in failed]
     rows += [(escaped(report.label), _verdict(report)) for report in ordered]
     heading = [MARKER, f"## gradflow: {count_text(len(rows), 'target')}", ""]
