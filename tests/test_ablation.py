@@ -16,6 +16,8 @@ from gradflow.recording.execution import record
 from gradflow.recording.target import target_from_objects
 from gradflow.trace_model import Ablation, Trace
 from tests.fingerprint import fingerprint
+from tests.residual_spellings import SPELLINGS, Parts
+from tests.transformers_zoo import MODELS
 
 WIDTH = 12
 
@@ -434,3 +436,46 @@ def test_an_encoder_layer_keeps_its_slow_road() -> None:
     found = results(ablated(model, torch.randn(2, 6, 16, dtype=torch.float64)))
     assert [branch.note for branch in found.branches] == [""] * 4
     assert all(branch.changes[0] != 0.0 for branch in found.branches)
+
+
+NOT_F_OR_G = (
+    "functional branch",
+    "nested",
+    "one after the other",
+    "a norm on the branch alone",
+    ".to and back",
+)
+"""Spellings whose branches are more, or other layers, than the ones that are silenced by hand."""
+
+
+@pytest.mark.parametrize("name", [name for name in SPELLINGS if name not in NOT_F_OR_G])
+def test_however_it_is_spelled(name: str) -> None:
+    """Layers that return zeros are the same as an operand of zeros: where the branch is ``f``, ``g`` or both."""
+    torch.manual_seed(11)
+    found = SPELLINGS[name]
+    double = name != ".to of its own dtype"
+    model = Parts(found.write).double() if double else Parts(found.write)
+    inputs = torch.randn(4, 6, dtype=torch.float64 if double else torch.float32)
+    trace = ablated(model, inputs)
+    if not {site.kind for site in trace.residuals} & {"identity", "projection", "scaled"}:
+        assert trace.ablation is None
+        return
+    (branch,) = results(trace).branches
+    for layer in (model.f, model.g):
+        layer.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    silenced = loss_of(model, inputs)
+    assert branch.note == ""
+    assert results(trace).losses[0] + branch.changes[0] == pytest.approx(
+        silenced, rel=1e-13 if double else 1e-6
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_site_of_a_library_model_is_found_again(name: str) -> None:
+    model, inputs = MODELS[name]()
+    trace = ablated(model, inputs, None)
+    found = results(trace)
+    assert [branch.note for branch in found.branches] == [""] * len(found.branches)
+    assert all(branch.output_changes[0] > 0 for branch in found.branches)
+    assert found.notes == ()
