@@ -305,6 +305,13 @@ def test_several_steps_are_paired_by_their_seed() -> None:
     assert found.branches[0].changes == tuple(a - b for a, b in zip(without, whole, strict=True))
 
 
+def test_seeds_that_change_nothing_are_one_sample() -> None:
+    torch.manual_seed(7)
+    found = results(ablated(Stack("plain").eval(), torch.randn(5, WIDTH), steps=3))
+    assert (found.varied, len(found.losses)) == ("", 1)
+    assert "the seed changes nothing" in found.notes[0]
+
+
 def test_several_batches_are_all_run() -> None:
     torch.manual_seed(8)
     model = Stack("plain").double().eval()

@@ -205,11 +205,11 @@ def test_design_facts() -> None:
     [
         (
             ("layer_norm", "linear", "linear", "linear", "scaled_dot_product_attention", "linear"),
-            "LN 3·linear attention linear",
+            "LN 3·lin attn lin",
         ),
-        (("pow", "mean", "rsqrt", "linear", "silu", "linear", "linear"), "RMS linear silu 2·linear"),
+        (("pow", "mean", "rsqrt", "linear", "silu", "linear", "linear"), "RMS lin silu 2·lin"),
         (("conv2d", "batch_norm", "relu", "24 more"), "conv BN relu …"),
-        (("matmul", "softmax", "matmul"), "attention"),
+        (("matmul", "softmax", "matmul"), "attn"),
         ((), ""),
     ],
 )

@@ -161,7 +161,7 @@ def ablate(
         ),
         removals=removals,
         forwards=bench.done,
-        notes=(*_notes(samples), *lost),
+        notes=(*_notes(samples, steps), *lost),
     )
 
 
@@ -176,7 +176,19 @@ def _is_probe(job: Job) -> bool:
 def _samples(job: Job, steps: int, seed: int) -> tuple[_Sample, ...]:
     batches = job.target.batches
     count = max(steps, len(batches))
-    return tuple(_sample(job, batches[at % len(batches)], seed + at) for at in range(count))
+    samples = tuple(_sample(job, batches[at % len(batches)], seed + at) for at in range(count))
+    return samples[:1] if len(batches) == 1 and _all_alike(samples) else samples
+
+
+def _all_alike(samples: Sequence[_Sample]) -> bool:
+    """The seed changes nothing: runs of it are one sample, and say nothing of any noise."""
+    first = samples[0].whole
+    return all(_same(first, sample.whole) for sample in samples)
+
+
+def _same(one: _Outcome, other: _Outcome) -> bool:
+    same_loss = one.loss == other.loss or (math.isnan(one.loss) and math.isnan(other.loss))
+    return same_loss and _output_change(one, other) in (0.0, None)
 
 
 @collection_paused()
@@ -381,11 +393,16 @@ def _varied(job: Job, samples: Sequence[_Sample]) -> str:
     return "batches" if len(job.target.batches) > 1 else "seeds"
 
 
-def _notes(samples: Sequence[_Sample]) -> tuple[str, ...]:
+def _notes(samples: Sequence[_Sample], steps: int) -> tuple[str, ...]:
+    notes = []
+    if len(samples) == 1 < steps:
+        notes.append(
+            "the seed changes nothing here, so the steps are one sample: only other batches would tell of noise"
+        )
     unrest = max(sample.unrest for sample in samples)
-    if unrest == 0:
-        return ()
-    return (
-        f"two runs of the whole model with one seed differ by {unrest:.2g} of their output: smaller changes "
-        "mean nothing",
-    )
+    if unrest > 0:
+        notes.append(
+            f"two runs of the whole model with one seed differ by {unrest:.2g} of their output: smaller changes "
+            "mean nothing"
+        )
+    return tuple(notes)

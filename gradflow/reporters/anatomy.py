@@ -25,7 +25,7 @@ from gradflow.reporters.text_lines import hanging, one_line
 COLUMNS = {
     "name": TextColumn(heading="block", left=True),
     "kind": TextColumn(heading="kind", left=True),
-    "branch": TextColumn(heading="branch", left=True, narrowest=16),
+    "branch": TextColumn(heading="branch", left=True, narrowest=16, words=True),
     "norm": TextColumn(heading="norm", left=True),
     "rho": TextColumn(heading="ρ", marked=True),
     "bars": TextColumn(heading="", left=True, marked=True),

@@ -78,7 +78,7 @@ def ablation_summary(ablation: Ablation) -> str:
     on = {
         "batches": f"{samples} batches",
         "seeds": f"{samples} seeds of one batch",
-        "": "one batch and seed: no interval (--steps, or several batches, give one)",
+        "": "one batch and seed, so no interval",
     }[ablation.varied]
     count = len(ablation.branches)
     what = f"{count:,} branches left out, one at a time" if count != 1 else "the one branch left out"

@@ -110,7 +110,10 @@ def _paths(stream: StreamProfile) -> str:
     low, high = _middle_range(stream.path_lengths)
     cosine = ""
     if stream.largest_cosine is not None and stream.largest_cosine > 0.1:
-        cosine = f"; skip and branch turn by up to cos {number_text(stream.largest_cosine, 2)}, so this is an estimate"
+        cosine = (
+            f"; an estimate: what skip and branch bring back has a cosine of up to "
+            f"{number_text(stream.largest_cosine, 2)}"
+        )
     span = f"{low} to {high} branches" if low != high else count_text(low, "branch", "branches")
     return f"at least 90% of the gradient's energy passes {span}{cosine}"
 

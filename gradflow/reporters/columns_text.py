@@ -25,6 +25,8 @@ class TextColumn:
     """Aligned left, as text is; numbers are aligned right."""
     narrowest: int | None = None
     """Cells may be shortened down to this width; None for never."""
+    words: bool = False
+    """Shortened by whole words, the last first."""
     marked: bool = False
     """Drawn in the colour of the row's mark."""
 
@@ -87,7 +89,18 @@ def _room(kept: Mapping[str, int], name: str, width: int) -> int:
 
 
 def _aligned(text: str, column: TextColumn, width: int) -> str:
-    return pad(shorten(text, width), width, right=not column.left)
+    short = _fewer_words(text, width) if column.words else shorten(text, width)
+    return pad(short, width, right=not column.left)
+
+
+def _fewer_words(text: str, width: int) -> str:
+    """The first words that fit, and "…" for the others; a first word that does not fit is shortened."""
+    if cell_len(text) <= width:
+        return text
+    words = text.split()
+    while words and cell_len(" ".join([*words, "…"])) > width:
+        words.pop()
+    return " ".join([*words, "…"]) if words else shorten(text, width)
 
 
 def _row_lines(row: TextRow, columns: Mapping[str, TextColumn], widths: Mapping[str, int]) -> list[Text]:

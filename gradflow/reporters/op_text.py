@@ -1,4 +1,4 @@
-"""What a branch consists of, in a few characters: ``LN 3·linear attention linear``."""
+"""What a branch consists of, in a few characters: ``LN 3·lin attn lin``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _SHORT = {
     "batch_norm": "BN",
     "group_norm": "GN",
     "instance_norm": "IN",
-    "addmm": "linear",
-    "linear": "linear",
+    "addmm": "lin",
+    "linear": "lin",
     "conv1d": "conv",
     "conv2d": "conv",
     "conv3d": "conv",
     "conv_transpose1d": "convT",
     "conv_transpose2d": "convT",
     "conv_transpose3d": "convT",
-    "scaled_dot_product_attention": "attention",
-    "multi_head_attention_forward": "attention",
+    "scaled_dot_product_attention": "attn",
+    "multi_head_attention_forward": "attn",
     "avg_pool2d": "pool",
     "max_pool2d": "pool",
     "adaptive_avg_pool2d": "pool",
@@ -32,8 +32,8 @@ sin cos sqrt square var tril triu roll
 _DULL = frozenset(_ARITHMETIC.split())
 """Arithmetic between the layers, which says nothing at this distance."""
 _PIECES = (
-    (("matmul", "softmax", "matmul"), "attention"),
-    (("bmm", "softmax", "bmm"), "attention"),
+    (("matmul", "softmax", "matmul"), "attn"),
+    (("bmm", "softmax", "bmm"), "attn"),
     (("pow", "mean", "rsqrt"), "RMS"),
     (("pow", "tanh"), "gelu"),
 )
