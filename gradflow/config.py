@@ -17,3 +17,5 @@ class Config:
     """Rule codes or prefixes that may not; they win over ``select``."""
     fail_on: Severity | None = None
     """Exit 1 for a finding at or above this; None never does."""
+    thresholds: tuple[tuple[str, float], ...] = ()
+    """Limits that take the place of the rules' own: ("GF101.gain.error", 1e-6)."""

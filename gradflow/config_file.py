@@ -174,7 +174,19 @@ def _value(source: _Source, at: TomlPath, key: Key, given: object) -> Value:
     if key.name in ("select", "ignore"):
         for code in value:
             _known_rule(source, at, code)
+    if key.name == "thresholds":
+        return tuple((_known_threshold(source, at, name), limit) for name, limit in value)
     return value
+
+
+def _known_threshold(source: _Source, at: TomlPath, name: str) -> str:
+    from gradflow.rules import find_threshold
+
+    try:
+        return find_threshold(name)
+    except UsageError as error:
+        place = (*at, name) if line_of(source.text, (*at, name)) != line_of(source.text, at) else at
+        raise source.wrong(place, str(error)) from error
 
 
 def _ignores(

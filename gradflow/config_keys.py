@@ -129,6 +129,21 @@ def _limits(value: object) -> tuple[tuple[str, float], ...]:
     return tuple((name, percentage(text)) for name, text in value.items())
 
 
+def moved_thresholds(value: object) -> tuple[tuple[str, float], ...]:
+    """{"GF101.gain.error": 1e-6}, nested or not, as pairs; raises ValueError for anything but numbers by name."""
+    if not isinstance(value, Mapping):
+        raise ValueError(value)
+    pairs: list[tuple[str, float]] = []
+    for name, given in value.items():
+        if isinstance(given, Mapping):
+            pairs += [(f"{name}.{rest}", limit) for rest, limit in moved_thresholds(given)]
+        elif isinstance(given, int | float) and not isinstance(given, bool) and given == given:
+            pairs.append((str(name), float(given)))
+        else:
+            raise ValueError(value)
+    return tuple(pairs)
+
+
 KEYS: tuple[Key, ...] = (
     Key(
         name="target",
@@ -154,6 +169,12 @@ KEYS: tuple[Key, ...] = (
         takes='"error", "warning" or "info"',
         read=_one_of(*(severity.value for severity in Severity)),
         default="error",
+    ),
+    Key(
+        name="thresholds",
+        takes='a table of limits like { "GF101.gain.error" = 1e-6 }',
+        read=moved_thresholds,
+        default=(),
     ),
     Key(name="reference", takes="the path of a saved trace.json", read=_text, project=False),
     Key(name="max-regression", takes='a table of limits like { J = "10%" }', read=_limits, default=()),

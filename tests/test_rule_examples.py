@@ -20,6 +20,7 @@ from gradflow.recording.target import Batch, Loss, Target
 from gradflow.rules import RULES
 from gradflow.rules.gf207_shortcut_shape import failed_add_finding
 from gradflow.rules.rule import Rule
+from gradflow.trace_model import Trace
 
 INFO_ONLY = ("GF205", "GF206")
 """Rules about designs and depths that are never a fault by themselves."""
@@ -49,7 +50,7 @@ def probe(outputs: torch.Tensor, _batch: Batch) -> torch.Tensor:
     return (outputs * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))).sum()
 
 
-def findings(module: Any) -> tuple[Finding, ...]:
+def recorded(module: Any) -> Trace:
     target = Target(
         name="model.py",
         module=module.model,
@@ -58,8 +59,12 @@ def findings(module: Any) -> tuple[Finding, ...]:
         loss=Loss(description="probe", compute=probe, is_probe=True),
         forward=lambda model, batch: model(*batch.args, **batch.kwargs),
     )
+    return record(target, trained=getattr(module, "trained", False))
+
+
+def findings(module: Any) -> tuple[Finding, ...]:
     try:
-        return find(record(target, trained=getattr(module, "trained", False)), Config())
+        return find(recorded(module), Config())
     except ResidualShapeError as error:
         return (failed_add_finding(error.failed_add),)
 

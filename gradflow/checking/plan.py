@@ -180,7 +180,12 @@ def _config(values: Mapping[str, Value]) -> Config:
     from gradflow.rules import select_rules
 
     select_rules(values["select"], values["ignore"])
-    return Config(select=values["select"], ignore=values["ignore"], fail_on=Severity(values["fail-on"]))
+    return Config(
+        select=values["select"],
+        ignore=values["ignore"],
+        fail_on=Severity(values["fail-on"]),
+        thresholds=values["thresholds"],
+    )
 
 
 def near_target(name: str, plan: CheckPlan) -> str:

@@ -43,6 +43,7 @@ def anatomy(
     paths: options.Paths = False,
     select: options.Select = None,
     ignore: options.Ignore = None,
+    threshold: options.Thresholds = None,
     fail_on: options.FailOn = None,
     form: options.AnatomyFormat = "table",
     output: options.Output = None,
@@ -58,7 +59,7 @@ def anatomy(
     from gradflow.reporters.anatomy_forms import anatomy_reporters
 
     place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom, forms=anatomy_reporters)
-    config = judged_by(select, ignore, fail_on)
+    config = judged_by(select, ignore, fail_on, threshold)
     _check_ablation(ablate, ablate_top)
     if target.endswith(".json"):
         trace = _saved(context, target)

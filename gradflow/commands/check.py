@@ -39,6 +39,7 @@ def check(
     jobs: check_options.Jobs = 1,
     select: options.Select = None,
     ignore: options.Ignore = None,
+    threshold: options.Thresholds = None,
     fail_on: check_options.FailOn = None,
     strict_ignores: check_options.StrictIgnores = None,
     baseline: check_options.Baseline = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from gradflow.commands.threshold_option import thresholds_in
 from gradflow.config_keys import Value, codes_in, near_miss, percentage
 from gradflow.errors import UsageError
 from gradflow.findings import Severity
@@ -150,6 +151,8 @@ def given_settings(parameters: Mapping[str, Any]) -> dict[str, Value]:
         given["fail-on"] = Severity(parameters["fail_on"]).value
     if parameters.get("train") is not None:
         given["mode"] = "train" if parameters["train"] else "eval"
+    if parameters.get("threshold"):
+        given["thresholds"] = thresholds_in(parameters["threshold"])
     if parameters.get("max_regression"):
         given["max-regression"] = tuple(_limit(text) for text in parameters["max_regression"])
     return given

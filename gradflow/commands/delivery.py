@@ -118,12 +118,18 @@ def _is_parquet(output: Path) -> bool:
     return output.suffix == ".parquet"
 
 
-def judged_by(select: list[str] | None, ignore: list[str] | None, fail_on: Severity | None) -> Config:
+def judged_by(
+    select: list[str] | None,
+    ignore: list[str] | None,
+    fail_on: Severity | None,
+    thresholds: list[str] | None = None,
+) -> Config:
     """The options about rules, checked before anything runs; without one, what pyproject.toml says for all targets.
 
     Raises:
         UsageError: A code selects no rule, or pyproject.toml is not understood.
     """
+    from gradflow.commands.threshold_option import thresholds_in
     from gradflow.config_file import read_project
     from gradflow.rules import select_rules
 
@@ -132,6 +138,7 @@ def judged_by(select: list[str] | None, ignore: list[str] | None, fail_on: Sever
         select=_codes(select) or said.get("select", Config().select),
         ignore=_codes(ignore) or said.get("ignore", ()),
         fail_on=fail_on,
+        thresholds=thresholds_in(thresholds) or said.get("thresholds", ()),
     )
     select_rules(config.select, config.ignore)
     return config

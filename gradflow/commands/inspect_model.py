@@ -28,6 +28,7 @@ def inspect(
     try_fixes: options.TryFixes = False,
     select: options.Select = None,
     ignore: options.Ignore = None,
+    threshold: options.Thresholds = None,
     fail_on: options.FailOn = None,
     form: options.Format = "table",
     output: options.Output = None,
@@ -42,7 +43,7 @@ def inspect(
     from gradflow.analyzer import analyze
 
     place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom)
-    config = judged_by(select, ignore, fail_on)
+    config = judged_by(select, ignore, fail_on, threshold)
     with failures_delivered(target, place, config), progress_line() as show:
         show("importing torch")
         import_torch()

@@ -108,6 +108,15 @@ Ignore: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(metavar="CODES", help="Rules that may not; wins over --select.", rich_help_panel=_RULES),
 ]
+Thresholds: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        metavar="NAME=NUMBER",
+        help="Move a rule's limit, repeatable: GF101.gain.error=1e-6. gradflow explain GF101 lists them.",
+        rich_help_panel=_RULES,
+    ),
+]
 FailOn: TypeAlias = Annotated[
     Severity | None,
     typer.Option(

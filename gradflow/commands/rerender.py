@@ -16,6 +16,7 @@ def report(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace.json that --csv DIR wrote.")],
     select: options.Select = None,
     ignore: options.Ignore = None,
+    threshold: options.Thresholds = None,
     fail_on: options.FailOn = None,
     form: options.Format = "table",
     output: options.Output = None,
@@ -28,7 +29,7 @@ def report(
     from gradflow.analyzer import analyze
 
     place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom)
-    config = judged_by(select, ignore, fail_on)
+    config = judged_by(select, ignore, fail_on, threshold)
     judged = analyze(trace_file.load(trace), config)
     deliver(judged, place)
     return 1 if judged.fails(config.fail_on) else 0

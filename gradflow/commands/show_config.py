@@ -37,6 +37,7 @@ def config(
     train: options.Training = None,
     select: options.Select = None,
     ignore: options.Ignore = None,
+    threshold: options.Thresholds = None,
     fail_on: check_options.FailOn = None,
     strict_ignores: check_options.StrictIgnores = None,
     baseline: check_options.Baseline = None,
@@ -136,6 +137,8 @@ def value_text(setting: Setting) -> str:
         return "not set"
     if setting.key == "max-regression":
         return ", ".join(f"{metric}={100 * share:g}%" for metric, share in value)
+    if setting.key == "thresholds":
+        return ", ".join(f"{name}={limit:g}" for name, limit in value)
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(value) if isinstance(value, tuple) else str(value)

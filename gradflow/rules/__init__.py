@@ -74,6 +74,25 @@ def select_rules(select: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[Rule
     return tuple(rule for rule in RULES if rule.code in chosen - dropped)
 
 
+def find_threshold(name: str) -> str:
+    """Return the full name of a threshold that a configuration can move, in any case.
+
+    Args:
+        name: "GF101.gain.error".
+
+    Raises:
+        UsageError: There is none; the sentence names the nearest.
+    """
+    known = {full.lower(): full for rule in RULES for full in rule.settings}
+    if name.strip().lower() in known:
+        return known[name.strip().lower()]
+    near = nearest(name.strip(), list(known.values()))
+    raise UsageError(
+        f"there is no threshold {name!r}; did you mean {near}? `gradflow explain {near.partition('.')[0]}` lists "
+        "its thresholds"
+    )
+
+
 def nearest(wanted: str, names: list[str]) -> str:
     """Return the name that is most like what was wanted."""
     lowered = {name.lower(): name for name in names}

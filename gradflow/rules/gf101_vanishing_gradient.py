@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Location, Severity
@@ -25,7 +25,7 @@ from gradflow.rules.gain import (
     runs_along_time,
     trunk_range,
 )
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Rule, Threshold, in_force
 from gradflow.trace_model import Trace, Trunk
 from gradflow.trunk_profile import (
     TrunkProfile,
@@ -40,12 +40,14 @@ SLOPE_TENSORS = 3
 
 GAIN_LIMITS = (
     Threshold(
+        key="gain",
         name="gain J below",
         value=0.02,
         severity=Severity.INFO,
         source="measured: the smallest J of 32 small nets that both Adam and SGD trained is 0.012",
     ),
     Threshold(
+        key="gain",
         name="gain J below",
         value=1e-3,
         severity=Severity.WARNING,
@@ -53,6 +55,7 @@ GAIN_LIMITS = (
         "measured: 31 of 31 nets below it fail with Adam or with SGD",
     ),
     Threshold(
+        key="gain",
         name="gain J below",
         value=1e-5,
         severity=Severity.ERROR,
@@ -60,6 +63,7 @@ GAIN_LIMITS = (
     ),
 )
 SLOPE_LIMIT = Threshold(
+    key="slope",
     name=f"gain of one layer exp(s), over at least {SLOPE_TENSORS} tensors, below",
     value=0.27,
     severity=Severity.WARNING,
@@ -67,13 +71,18 @@ SLOPE_LIMIT = Threshold(
 )
 DROP_LIMITS = (
     Threshold(
+        key="drop",
         name="drop in one layer D above",
         value=10.0,
         severity=Severity.WARNING,
         source="engineering choice; the largest drop seen in a healthy net is 2.8",
     ),
     Threshold(
-        name="drop in one layer D above", value=1e3, severity=Severity.ERROR, source="engineering choice"
+        key="drop",
+        name="drop in one layer D above",
+        value=1e3,
+        severity=Severity.ERROR,
+        source="engineering choice",
     ),
 )
 
@@ -110,13 +119,15 @@ ZERO_HINT = (
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield at most one finding of the trunk: the worst of three clauses, at the drop where one explains the loss."""
-    trunk, summary = trace.trunk, profile(trace.trunk)
+    trunk, summary, limits = trace.trunk, profile(trace.trunk), in_force(RULE, config)
     drop = _worst_drop(trunk)
-    verdicts = [
-        verdict
-        for verdict in (_zero(trace, drop), _gain(trunk, summary), _slope(trunk, summary), _drop(trunk, drop))
-        if verdict is not None
-    ]
+    clauses = (
+        _zero(trace, drop),
+        _gain(trunk, summary, limits["gain"]),
+        _slope(trunk, summary, limits.only("slope")),
+        _drop(trunk, drop, limits["drop"]),
+    )
+    verdicts = [verdict for verdict in clauses if verdict is not None]
     if not verdicts:
         return
     worst = max(verdicts, key=lambda verdict: verdict.severity.rank)
@@ -138,8 +149,8 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
     )
 
 
-def _gain(trunk: Trunk, summary: TrunkProfile) -> Verdict | None:
-    limit = exceeded(GAIN_LIMITS, summary.gain, below=True)
+def _gain(trunk: Trunk, summary: TrunkProfile, limits: Sequence[Threshold]) -> Verdict | None:
+    limit = exceeded(limits, summary.gain, below=True)
     if limit is None or (limit.severity is not Severity.ERROR and is_noise(trunk, summary.gain)):
         return None
     first, last = labels(trunk, *(gradient_ends(trunk) or (0, 0)))
@@ -150,21 +161,21 @@ def _gain(trunk: Trunk, summary: TrunkProfile) -> Verdict | None:
     return Verdict(severity=limit.severity, value=summary.gain, threshold=limit.value, words=words)
 
 
-def _slope(trunk: Trunk, summary: TrunkProfile) -> Verdict | None:
+def _slope(trunk: Trunk, summary: TrunkProfile, limit: Threshold) -> Verdict | None:
     logs = log_gradients(trunk)
     if len(logs) < SLOPE_TENSORS or is_noise(trunk, summary.gain):
         return None
     # Averaging over positions divides the L2 norm by sqrt(positions) by itself: such layers get that back.
     pooled = -theil_sen([(k, y + 0.5 * math.log(positions(trunk.points[k]))) for k, y in logs])
     gain = math.exp(min(max(summary.slope, pooled), LARGEST_LOG))
-    if gain >= SLOPE_LIMIT.value:
+    if gain >= limit.value:
         return None
     first, last = labels(trunk, logs[0][0], logs[-1][0])
     words = (
         f"Each layer from {last} back to {first} keeps {number(gain)} of the gradient "
-        f"({SLOPE_LIMIT.severity} below {number(SLOPE_LIMIT.value)}), {number(summary.gain)} in all"
+        f"({limit.severity} below {number(limit.value)}), {number(summary.gain)} in all"
     )
-    return Verdict(severity=SLOPE_LIMIT.severity, value=gain, threshold=SLOPE_LIMIT.value, words=words)
+    return Verdict(severity=limit.severity, value=gain, threshold=limit.value, words=words)
 
 
 def _worst_drop(trunk: Trunk) -> tuple[float, int, int]:
@@ -180,8 +191,8 @@ def _pooling(trunk: Trunk, before: int, after: int) -> float:
     return min(1.0, math.sqrt(positions(trunk.points[after]) / positions(trunk.points[before])))
 
 
-def _drop(trunk: Trunk, drop: tuple[float, int, int]) -> Verdict | None:
-    limit = exceeded(DROP_LIMITS, drop[0], below=False)
+def _drop(trunk: Trunk, drop: tuple[float, int, int], limits: Sequence[Threshold]) -> Verdict | None:
+    limit = exceeded(limits, drop[0], below=False)
     if limit is None or math.isinf(drop[0]):
         return None
     if limit.severity is not Severity.ERROR and is_noise(trunk, profile(trunk).gain):

@@ -20,24 +20,27 @@ from gradflow.rules.gain import (
     per_layer,
     trunk_range,
 )
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.trace_model import Trace, Trunk
 from gradflow.trunk_profile import TrunkProfile, drops, gradient_ends, profile
 
 LIMITS = (
     Threshold(
+        key="gain",
         name="gain J above",
         value=20.0,
         severity=Severity.INFO,
         source="measured: of 32 small nets that both Adam and SGD trained the largest J is 35",
     ),
     Threshold(
+        key="gain",
         name="gain J above",
         value=1e2,
         severity=Severity.WARNING,
         source="AutoTrainer's beta_3 is 70 (ICSE 2021), there a ratio of parameter gradients",
     ),
     Threshold(
+        key="gain",
         name="gain J above",
         value=1e5,
         severity=Severity.ERROR,
@@ -46,6 +49,7 @@ LIMITS = (
 )
 
 NORMALISED_RESIDUAL = Threshold(
+    key="normalised-gain",
     name="gain J of batch-normalised residual blocks before training above",
     value=1e4,
     severity=Severity.WARNING,
@@ -82,7 +86,7 @@ BACKWARD_HINT = (
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield at most one finding of the trace's trunk, at the rise where one explains the growth."""
     trunk, summary = trace.trunk, profile(trace.trunk)
-    limit = exceeded(_limits(trace), summary.gain, below=False)
+    limit = exceeded(_limits(trace, in_force(RULE, config)), summary.gain, below=False)
     if limit is None or _last_is_zero(trunk):
         return
     if limit.severity is not Severity.ERROR and is_noise(trunk, summary.gain):
@@ -106,11 +110,12 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
     )
 
 
-def _limits(trace: Trace) -> tuple[Threshold, ...]:
-    trunk = trace.trunk
+def _limits(trace: Trace, limits: Limits) -> tuple[Threshold, ...]:
+    trunk, usual = trace.trunk, limits["gain"]
     if not (trunk.batch_norm and trunk.kind == "residual") or trace.run.trained:
-        return LIMITS
-    return tuple(NORMALISED_RESIDUAL if t.severity is Severity.WARNING else t for t in LIMITS)
+        return usual
+    normalised = limits.only("normalised-gain")
+    return tuple(normalised if limit.severity is Severity.WARNING else limit for limit in usual)
 
 
 def _last_is_zero(trunk: Trunk) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, number
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.sites import (
     ALIKE,
     Sites,
@@ -29,21 +29,24 @@ MARGIN = "engineering choice; the papers rank blocks and give no cut"
 HEALTHY = "measured: the smallest healthy rho without a gate is 0.058 (zero-gamma ResNet-20 after 60 steps)"
 
 EVEN_LIMIT = Threshold(
+    key="rho",
     name="at initialisation, evenly over its like: rho below",
     value=0.05,
     severity=Severity.INFO,
     source=HEALTHY,
 )
 SHARE_LIMIT = Threshold(
+    key="share",
     name=f"rho, as a share of the upper quartile of its like (at least {ALIKE}), below",
     value=0.05,
     severity=Severity.WARNING,
     source=MARGIN,
 )
 SMALL_LIMIT = Threshold(
-    name="at initialisation also: rho below", value=0.05, severity=Severity.WARNING, source=HEALTHY
+    key="rho", name="at initialisation also: rho below", value=0.05, severity=Severity.WARNING, source=HEALTHY
 )
 TRAINED_LIMIT = Threshold(
+    key="trained-rho",
     name="after training: rho below",
     value=0.01,
     severity=Severity.WARNING,
@@ -82,33 +85,35 @@ class Judged:
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield a warning for each run of neighbouring blocks that stand out, and the evenly small as info."""
-    sites = adding_sites(trace)
-    weak = {j.site.order: j for j in _weak(sites, trained=trace.run.trained)}
+    sites, limits = adding_sites(trace), in_force(RULE, config)
+    weak = {j.site.order: j for j in _weak(sites, limits, trained=trace.run.trained)}
     out = [site for site in sites if site.order in weak and weak[site.order].stands_out]
     even = [site for site in sites if site.order in weak and not weak[site.order].stands_out]
     for run in neighbours(out, sites):
-        yield _warning(trace, run, weak[_weakest(run).order], sites)
+        yield _warning(trace, run, weak[_weakest(run).order], sites, limits)
     for run in joined(neighbours(even, sites)):
-        yield _info(run, sites)
+        yield _info(run, sites, _even(limits))
 
 
-def _weak(sites: Sequence[ResidualRecord], *, trained: bool) -> Iterator[Judged]:
+def _weak(sites: Sequence[ResidualRecord], limits: Limits, *, trained: bool) -> Iterator[Judged]:
     for group in alike(sites).values():
         # An exact zero is a gate that has not opened or a dead branch: GF204 tells which.
         known = [s for s in group if s.rho is not None and 0 < s.rho < math.inf]
         usual = upper_quartile([site.rho or 0.0 for site in known])
         for site in known:
-            judged = _judge(site, usual, len(known), trained=trained)
+            judged = _judge(site, usual, len(known), limits, trained=trained)
             if judged is not None:
                 yield judged
 
 
-def _judge(site: ResidualRecord, usual: float | None, count: int, *, trained: bool) -> Judged | None:
+def _judge(
+    site: ResidualRecord, usual: float | None, count: int, limits: Limits, *, trained: bool
+) -> Judged | None:
     rho = site.rho or 0.0
-    stands_out = usual is not None and rho < SHARE_LIMIT.value * usual
+    stands_out = usual is not None and rho < limits.only("share").value * usual
     if trained:
-        stands_out = stands_out or rho < TRAINED_LIMIT.value
-    elif rho >= EVEN_LIMIT.value:
+        stands_out = stands_out or rho < limits.only("trained-rho").value
+    elif rho >= _even(limits):
         return None
     # A trained block that is only small is not judged further.
     return (
@@ -122,8 +127,8 @@ def _weakest(sites: Sequence[ResidualRecord]) -> ResidualRecord:
     return min(sites, key=lambda site: site.rho or 0.0)
 
 
-def _warning(trace: Trace, run: Sites, worst: Judged, sites: Sites) -> Finding:
-    rho, threshold = worst.site.rho or 0.0, _threshold(worst, trained=trace.run.trained)
+def _warning(trace: Trace, run: Sites, worst: Judged, sites: Sites, limits: Limits) -> Finding:
+    rho, threshold = worst.site.rho or 0.0, _threshold(worst, limits, trained=trace.run.trained)
     adds = f"add{'s' if len(run) == 1 else ' at least'} {number(rho)} of the skip's norm"
     usual = "" if worst.usual is None else f"; {number(worst.usual)} is usual among the {worst.count} alike"
     return Finding(
@@ -141,10 +146,15 @@ def _warning(trace: Trace, run: Sites, worst: Judged, sites: Sites) -> Finding:
     )
 
 
-def _threshold(worst: Judged, *, trained: bool) -> float:
+def _even(limits: Limits) -> float:
+    return next(limit.value for limit in limits["rho"] if limit.severity is Severity.INFO)
+
+
+def _threshold(worst: Judged, limits: Limits, *, trained: bool) -> float:
     """The limit that the weakest site is under; of two the larger, as either is enough after training."""
-    relative = 0.0 if worst.usual is None else SHARE_LIMIT.value * worst.usual
-    return max(relative, TRAINED_LIMIT.value) if trained else min(relative, SMALL_LIMIT.value)
+    relative = 0.0 if worst.usual is None else limits.only("share").value * worst.usual
+    small = next(limit.value for limit in limits["rho"] if limit.severity is Severity.WARNING)
+    return max(relative, limits.only("trained-rho").value) if trained else min(relative, small)
 
 
 def _factor(run: Sites) -> str:
@@ -154,7 +164,7 @@ def _factor(run: Sites) -> str:
     return f"; the factor on it is {number(max(scales))}"
 
 
-def _info(run: Sites, sites: Sites) -> Finding:
+def _info(run: Sites, sites: Sites, limit: float) -> Finding:
     largest = max(site.rho or 0.0 for site in run)
     verb = "adds" if len(run) == 1 else "add at most"
     gated = _factor(run)
@@ -166,12 +176,12 @@ def _info(run: Sites, sites: Sites) -> Finding:
         location=place(run),
         message=(
             f"{subject('branch', run, sites)} {verb} {number(largest)} of the skip's norm "
-            f"(info below {number(EVEN_LIMIT.value)}), {evenly}{gated}"
+            f"(info below {number(limit)}), {evenly}{gated}"
         ),
         why="Blocks that start near the identity are a common choice, and stay so only if nothing opens them",
         hint=EVEN_HINT,
         value=largest,
-        threshold=EVEN_LIMIT.value,
+        threshold=limit,
         evidence=_evidence(run, sites, None),
     )
 

@@ -11,7 +11,7 @@ from statistics import median
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import LARGEST_LOG, Evidence, exceeded, number
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.sites import Sites, adding_sites, main_stream, neighbours, place, stretches, subject
 from gradflow.trace_model import ResidualRecord, Trace
 from gradflow.trunk_profile import SLOPE_POINTS, profile
@@ -28,10 +28,13 @@ LARGEST_HALF = 65504.0
 
 MEASURED = "measured: a normalised stream grows 1 + 1/l a block (1.06 at l = 18), an un-normalised one 2 or 3"
 GROWTH_LIMITS = (
-    Threshold(name="growth gamma above", value=1.15, severity=Severity.INFO, source=MEASURED),
-    Threshold(name="growth gamma above", value=1.25, severity=Severity.WARNING, source=MEASURED),
+    Threshold(key="growth", name="growth gamma above", value=1.15, severity=Severity.INFO, source=MEASURED),
+    Threshold(
+        key="growth", name="growth gamma above", value=1.25, severity=Severity.WARNING, source=MEASURED
+    ),
 )
 GAIN_LIMIT = Threshold(
+    key="gain",
     name="growth above its warning limit, and the gain J of GF102 above",
     value=1e4,
     severity=Severity.ERROR,
@@ -48,6 +51,7 @@ SMALL_STREAM = 0.1
 """At initialisation a stream smaller than this is an embedding: N(0, 0.02) under unit-size branches."""
 
 DOMINANCE_LIMIT = Threshold(
+    key="dominance",
     name="rho above",
     value=10.0,
     severity=Severity.WARNING,
@@ -111,15 +115,16 @@ class Growth:
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield at most one finding about growth, and one for each run of dominating branches."""
-    growth = measure(main_stream(trace))
+    growth, limits = measure(main_stream(trace)), in_force(RULE, config)
     if growth is not None:
-        yield from _grows(trace, growth)
+        yield from _grows(trace, growth, limits)
     sites = adding_sites(trace)
-    drowned = [site for site in sites if _dominates(site)]
+    largest = limits.only("dominance")
+    drowned = [site for site in sites if _dominates(site, largest)]
     for small in (True, False):
         wanted = [site for site in drowned if (not trace.run.trained and _enters_small(site)) is small]
         for run in neighbours(wanted, sites):
-            yield _dominance(run, sites, small=small)
+            yield _dominance(run, sites, largest, small=small)
 
 
 def measure(stream: Sites) -> Growth | None:
@@ -172,17 +177,18 @@ def _without_largest_step(logs: Sequence[Sequence[float]]) -> list[list[float]]:
     ]
 
 
-def _grows(trace: Trace, growth: Growth) -> Iterator[Finding]:
-    limit = exceeded(GROWTH_LIMITS, growth.gamma, below=False)
+def _grows(trace: Trace, growth: Growth, limits: Limits) -> Iterator[Finding]:
+    growing = sorted(limits["growth"], key=lambda limit: limit.severity.rank)
+    limit = exceeded(growing, growth.gamma, below=False)
     while limit is not None and growth.in_all <= ALIGNED_GROWTH[limit.severity]:
-        limit = GROWTH_LIMITS[0] if limit.severity is Severity.WARNING else None
+        limit = growing[0] if limit.severity is Severity.WARNING else None
     if limit is None:
         return
-    gain = profile(trace.trunk).gain
+    gain, most = profile(trace.trunk).gain, limits.only("gain").value
     worst, because = limit.severity, ""
-    if worst is Severity.WARNING and gain > GAIN_LIMIT.value:
+    if worst is Severity.WARNING and gain > most:
         worst = Severity.ERROR
-        because = f"; the gradient grows {number(gain)}-fold with it (error above {number(GAIN_LIMIT.value)})"
+        because = f"; the gradient grows {number(gain)}-fold with it (error above {number(most)})"
     elif worst is Severity.WARNING and _is_half(trace) and growth.projected > LARGEST_HALF:
         worst = Severity.ERROR
         because = f"; it reaches {number(growth.projected)}, and float16 ends at {LARGEST_HALF:g}"
@@ -227,17 +233,17 @@ def _evidence(growth: Growth, gain: float) -> Evidence:
     return tuple((name, fact) for name, fact in facts if fact == fact)
 
 
-def _dominates(site: ResidualRecord) -> bool:
+def _dominates(site: ResidualRecord, limit: Threshold) -> bool:
     # A zero skip (a decoder's queries that start at zero) has nothing to drown.
-    return site.rho is not None and DOMINANCE_LIMIT.value < site.rho < math.inf
+    return site.rho is not None and limit.value < site.rho < math.inf
 
 
 def _enters_small(site: ResidualRecord) -> bool:
     return site.source_std is not None and site.source_std < SMALL_STREAM
 
 
-def _dominance(run: Sites, sites: Sequence[ResidualRecord], *, small: bool) -> Finding:
-    severity = Severity.INFO if small else DOMINANCE_LIMIT.severity
+def _dominance(run: Sites, sites: Sequence[ResidualRecord], limit: Threshold, *, small: bool) -> Finding:
+    severity = Severity.INFO if small else limit.severity
     usual = f"; what enters it has a standard deviation below {SMALL_STREAM}" if small else ""
     largest = max(site.rho or 0.0 for site in run)
     times = f"{'is' if len(run) == 1 else 'are up to'} {number(largest)} times as large as the skip"
@@ -247,13 +253,13 @@ def _dominance(run: Sites, sites: Sequence[ResidualRecord], *, small: bool) -> F
         severity=severity,
         location=place(run),
         message=(
-            f"{subject('branch', run, sites)} {times} ({severity} above {number(DOMINANCE_LIMIT.value)}): "
+            f"{subject('branch', run, sites)} {times} ({severity} above {number(limit.value)}): "
             f"the skip brings {number(100 / (1 + largest**2))}% of the energy{usual}"
         ),
         why=DOMINANCE_WHY,
         hint=DOMINANCE_HINT,
         value=largest,
-        threshold=DOMINANCE_LIMIT.value,
+        threshold=limit.value,
         evidence=(("sites", len(run)), ("clause", "branch dominance")),
     )
 

@@ -9,24 +9,27 @@ from statistics import median
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, number
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Rule, Threshold, in_force
 from gradflow.rules.sites import ALIKE, Sites, adding_sites, label, main_stream, place
 from gradflow.trace_model import ResidualRecord, Trace
 from gradflow.trunk_profile import profile
 
 POST_NORM = Threshold(
+    key="post-norm",
     name="adds of a stream with the norm on their sum, from",
     value=12,
     severity=Severity.INFO,
     source="Xiong et al. 2020: from six blocks of two the last layers' gradient is what warm-up is for",
 )
 WITHOUT_NORM = Threshold(
+    key="without-norm",
     name="adds of a stream without any norm or factor, which grow, from",
     value=8,
     severity=Severity.INFO,
     source="engineering choice: at the growth of GF202's info a stream of eight has tripled its variance",
 )
 ODD_ONE = Threshold(
+    key="odd-one",
     name="share of like adds that normalise elsewhere than the others, above 0 and up to",
     value=0.25,
     severity=Severity.INFO,
@@ -66,16 +69,16 @@ ODD_HINT = "Compare its forward with that of the others; where it is meant, igno
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield at most one finding about the main stream, and one for each group of like adds with an odd one."""
-    stream = main_stream(trace)
+    stream, limits = main_stream(trace), in_force(RULE, config)
     if not trace.run.trained:
-        yield from _post_norm(trace, stream)
-        yield from _without_norm(stream)
-    yield from _odd_ones(adding_sites(trace))
+        yield from _post_norm(trace, stream, limits.only("post-norm"))
+        yield from _without_norm(stream, limits.only("without-norm"))
+    yield from _odd_ones(adding_sites(trace), limits.only("odd-one"))
 
 
-def _post_norm(trace: Trace, stream: Sites) -> Iterator[Finding]:
+def _post_norm(trace: Trace, stream: Sites, limit: Threshold) -> Iterator[Finding]:
     found = _of(stream, "after")
-    if len(found) < POST_NORM.value or len(found) < MOST * len(stream):
+    if len(found) < limit.value or len(found) < MOST * len(stream):
         return
     gain = profile(trace.trunk).gain
     measured = trace.trunk.kind == "residual" and math.isfinite(gain) and gain > 0
@@ -84,34 +87,34 @@ def _post_norm(trace: Trace, stream: Sites) -> Iterator[Finding]:
     evidence: Evidence = (("kind", "post-norm"), ("sites", len(found)))
     yield _finding(
         found,
-        f"{len(found)} adds of the stream normalise their sum (post-norm, info from {POST_NORM.value:g})"
+        f"{len(found)} adds of the stream normalise their sum (post-norm, info from {limit.value:g})"
         f"{kept}: the last layers' gradient does not shrink with depth",
         POST_WHY,
         POST_HINT,
         value=float(len(found)),
-        limit=POST_NORM,
+        limit=limit,
         evidence=evidence if each is None else (*evidence, ("gain", gain), ("gain_each", each)),
     )
 
 
-def _without_norm(stream: Sites) -> Iterator[Finding]:
+def _without_norm(stream: Sites, limit: Threshold) -> Iterator[Finding]:
     found = tuple(site for site in _of(stream, "none") if not site.branch_factors)
     growth = [1 + site.rho**2 for site in found if site.rho is not None and math.isfinite(site.rho)]
-    if len(found) < max(WITHOUT_NORM.value, MOST * len(stream)) or not growth or median(growth) <= GROWING:
+    if len(found) < max(limit.value, MOST * len(stream)) or not growth or median(growth) <= GROWING:
         return
     yield _finding(
         found,
-        f"{len(found)} adds of the stream have no norm and no factor (info from {WITHOUT_NORM.value:g}): each "
+        f"{len(found)} adds of the stream have no norm and no factor (info from {limit.value:g}): each "
         f"multiplies the variance by about {number(median(growth))}",
         NONE_WHY,
         NONE_HINT,
         value=float(len(found)),
-        limit=WITHOUT_NORM,
+        limit=limit,
         evidence=(("kind", NO_NORM), ("sites", len(found)), ("growth", median(growth))),
     )
 
 
-def _odd_ones(sites: Sites) -> Iterator[Finding]:
+def _odd_ones(sites: Sites, limit: Threshold) -> Iterator[Finding]:
     groups: dict[str, list[ResidualRecord]] = {}
     for site in sites:
         if site.norm_placement:
@@ -120,22 +123,22 @@ def _odd_ones(sites: Sites) -> Iterator[Finding]:
         placements = [site.norm_placement for site in group]
         usual = max(WORDS, key=placements.count)
         odd = tuple(site for site in group if site.norm_placement != usual)
-        if odd and len(group) > ALIKE and len(odd) <= ODD_ONE.value * len(group):
-            yield _odd(odd, len(group), usual, sites)
+        if odd and len(group) > ALIKE and len(odd) <= limit.value * len(group):
+            yield _odd(odd, len(group), usual, sites, limit)
 
 
-def _odd(odd: Sites, group: int, usual: str, sites: Sites) -> Finding:
+def _odd(odd: Sites, group: int, usual: str, sites: Sites, limit: Threshold) -> Finding:
     named = ", ".join(f"{label(site, sites)} {WORDS.get(site.norm_placement, '')}" for site in odd[:ALIKE])
     more = f" and {len(odd) - ALIKE} more" if len(odd) > ALIKE else ""
     share = len(odd) / group
     return _finding(
         odd,
         f"{named}{more}: {group - len(odd)} of {group} like adds normalise {WORDS[usual]} "
-        f"(info up to {number(ODD_ONE.value)})",
+        f"(info up to {number(limit.value)})",
         ODD_WHY,
         ODD_HINT,
         value=share,
-        limit=ODD_ONE,
+        limit=limit,
         evidence=(("kind", "odd one out"), ("sites", len(odd)), ("like", group), ("usual", usual)),
     )
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import number
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Rule, Threshold, in_force
 from gradflow.rules.sites import Sites, in_order, label, place
 from gradflow.stream_profile import StreamProfile, stream_profiles
 from gradflow.trace_model import Trace
 
 LIMIT = Threshold(
+    key="depth",
     name="D_eff / (H_{L+1} - 1) below",
     value=0.5,
     severity=Severity.INFO,
@@ -36,31 +37,32 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each stream of a trained model whose effective depth is far below the usual."""
     if not trace.run.trained:
         return
+    limit = in_force(RULE, config).only("depth")
     for stream in stream_profiles(trace):
         if stream.parent is not None or stream.measured < FEWEST or stream.effective_depth is None:
             continue
         share = stream.effective_depth / stream.normalised_depth
-        if share < LIMIT.value:
-            yield _finding(trace, stream, stream.effective_depth, share)
+        if share < limit.value:
+            yield _finding(trace, stream, stream.effective_depth, share, limit)
 
 
-def _finding(trace: Trace, stream: StreamProfile, depth: float, share: float) -> Finding:
+def _finding(trace: Trace, stream: StreamProfile, depth: float, share: float, limit: Threshold) -> Finding:
     chosen = set(stream.sites)
     sites = tuple(site for site in in_order(trace) if site.order in chosen)
     return Finding(
         rule=RULE.code,
         slug=RULE.slug,
-        severity=LIMIT.severity,
+        severity=limit.severity,
         location=place(sites),
         message=(
             f"A path of the gradient takes {number(depth)} of {stream.measured} branches (D_eff), "
             f"{number(share)} of the {number(stream.normalised_depth)} of unit-variance branches behind a norm "
-            f"(info below {number(LIMIT.value)}); weakest: {_weakest(sites)}"
+            f"(info below {number(limit.value)}); weakest: {_weakest(sites)}"
         ),
         why=WHY,
         hint=HINT,
         value=share,
-        threshold=LIMIT.value,
+        threshold=limit.value,
         evidence=(
             ("effective_depth", depth),
             ("branches", stream.measured),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, exceeded
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Rule, Threshold, in_force
 from gradflow.rules.units import LOSS_OF_GRADIENT, Judged, explains_loss, grouped, output_of, percent, subject
 from gradflow.trace_model import ActivationRecord, LayerRecord, Trace
 
@@ -19,18 +19,21 @@ ALIGNED = 0.9
 
 LIMITS = (
     Threshold(
+        key="dead",
         name="share of dead units above",
         value=0.1,
         severity=Severity.INFO,
         source="engineering choice: well-initialised nets have below 5%",
     ),
     Threshold(
+        key="dead",
         name="share of dead units above",
         value=0.5,
         severity=Severity.WARNING,
         source="SageMaker Debugger's DeadRelu (50% of the units), TheDeepChecker (0.5)",
     ),
     Threshold(
+        key="dead",
         name="share of dead units above",
         value=0.95,
         severity=Severity.ERROR,
@@ -51,7 +54,9 @@ DORMANT_HINT = (
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each run of activations of one severity."""
-    judged = [item for record in trace.activations if (item := _judge(record, trace.layers)) is not None]
+    limits = in_force(RULE, config)["dead"]
+    found = (_judge(record, trace.layers, limits) for record in trace.activations)
+    judged = [item for item in found if item is not None]
     for location, members in grouped(judged, trace):
         worst = max(members, key=lambda item: item.share)
         few = worst.record.inactive is not None and worst.record.observations < ENOUGH_OBSERVATIONS
@@ -87,9 +92,11 @@ def dead_share(record: ActivationRecord) -> float | None:
     return record.dormant
 
 
-def _judge(record: ActivationRecord, layers: Sequence[LayerRecord]) -> Judged | None:
+def _judge(
+    record: ActivationRecord, layers: Sequence[LayerRecord], limits: Sequence[Threshold]
+) -> Judged | None:
     share = dead_share(record)
-    limit = None if share is None else exceeded(LIMITS, share, below=False)
+    limit = None if share is None else exceeded(limits, share, below=False)
     if share is None or limit is None:
         return None
     severity, because = limit.severity, ""

@@ -7,24 +7,27 @@ from collections.abc import Iterator, Sequence
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, exceeded
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Rule, Threshold, in_force
 from gradflow.rules.units import LOSS_OF_GRADIENT, Judged, explains_loss, grouped, percent, subject
 from gradflow.trace_model import ActivationRecord, Trace
 
 LIMITS = (
     Threshold(
+        key="saturated",
         name="share of saturated elements above",
         value=0.25,
         severity=Severity.INFO,
         source="engineering choice: pre-activations of standard deviation 2.2 under a tanh",
     ),
     Threshold(
+        key="saturated",
         name="share of saturated elements above",
         value=0.5,
         severity=Severity.WARNING,
         source="DeepDiagnosis (ICSE 2022): half of the elements",
     ),
     Threshold(
+        key="saturated",
         name="share of saturated elements above",
         value=0.9,
         severity=Severity.ERROR,
@@ -46,7 +49,8 @@ HINT = (
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each run of activations of one severity."""
-    judged = [item for record in trace.activations if (item := _judge(record)) is not None]
+    limits = in_force(RULE, config)["saturated"]
+    judged = [item for record in trace.activations if (item := _judge(record, limits)) is not None]
     for location, members in grouped(judged, trace):
         worst = max(members, key=lambda item: item.share)
         stuck = worst.record.stuck or 0.0
@@ -70,9 +74,9 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
         )
 
 
-def _judge(record: ActivationRecord) -> Judged | None:
+def _judge(record: ActivationRecord, limits: Sequence[Threshold]) -> Judged | None:
     share = record.saturated
-    limit = None if share is None else exceeded(LIMITS, share, below=False)
+    limit = None if share is None else exceeded(limits, share, below=False)
     if share is None or limit is None:
         return None
     if record.is_gate:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, between, exceeded, labels, number
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.units import percent
 from gradflow.trace_model import ParameterRecord, Trace, TrunkPoint
 
@@ -17,12 +17,14 @@ FEWEST_SAMPLES = 8
 
 LIMITS = (
     Threshold(
+        key="common-mode",
         name="common-mode fraction above",
         value=0.95,
         severity=Severity.INFO,
         source="measured: a He-initialised ReLU net of 48 layers is at 0.96",
     ),
     Threshold(
+        key="common-mode",
         name="signal lost, and common-mode fraction above",
         value=0.99,
         severity=Severity.WARNING,
@@ -30,12 +32,14 @@ LIMITS = (
     ),
 )
 LOST_SIGNAL = Threshold(
+    key="lost-signal",
     name="common-mode fraction above its warning limit, and signal gain c_K/c_0 below",
     value=1e-2,
     severity=Severity.WARNING,
     source="engineering choice: a normalisation no longer tells it from rounding in half precision",
 )
 CONSTANT = Threshold(
+    key="constant",
     name="signal over size, c/f, at most",
     value=1e-6,
     severity=Severity.WARNING,
@@ -79,11 +83,12 @@ class Axis:
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield at most one finding: a dead end before a collapse, and the worse axis of two."""
-    ended = _zero(trace) or _constant(trace)
+    limits = in_force(RULE, config)
+    ended = _zero(trace) or _constant(trace, limits.only("constant"))
     if ended is not None:
         yield ended
         return
-    found = [finding for axis in axes(trace) if (finding := _collapse(trace, axis)) is not None]
+    found = [finding for axis in axes(trace) if (finding := _collapse(trace, axis, limits)) is not None]
     if found:
         yield max(found, key=lambda finding: (finding.severity.rank, finding.value or 0.0))
 
@@ -114,14 +119,15 @@ def _axis(over: str, numbers: Sequence[tuple[float | None, float | None]]) -> Ax
     )
 
 
-def _collapse(trace: Trace, axis: Axis) -> Finding | None:
-    common, kept = axis.common[-1], axis.kept
-    limit = exceeded(LIMITS, common, below=False)
-    if limit is not None and limit.severity is Severity.WARNING and kept >= LOST_SIGNAL.value:
-        limit = LIMITS[0]
-    if limit is None or axis.common[0] > LIMITS[0].value:
+def _collapse(trace: Trace, axis: Axis, limits: Limits) -> Finding | None:
+    common, kept, lost = axis.common[-1], axis.kept, limits.only("lost-signal").value
+    some, most = sorted(limits["common-mode"], key=lambda limit: limit.severity.rank)
+    limit = exceeded((some, most), common, below=False)
+    if limit is not None and limit.severity is Severity.WARNING and kept >= lost:
+        limit = some
+    if limit is None or axis.common[0] > some.value:
         return None
-    start = next(k for k, c in zip(axis.points, axis.common, strict=True) if c > LIMITS[0].value)
+    start = next(k for k, c in zip(axis.points, axis.common, strict=True) if c > some.value)
     first, _ = labels(trace.trunk, axis.points[0], axis.points[-1])
     return Finding(
         rule=RULE.code,
@@ -130,8 +136,8 @@ def _collapse(trace: Trace, axis: Axis) -> Finding | None:
         location=between(trace.trunk, start, axis.points[-1]),
         message=(
             f"{percent(common)} of the last tensor is common to all {axis.over} ({limit.severity} above "
-            f"{percent(limit.value)}{' where the signal is lost' if limit is LIMITS[1] else ''}); what "
-            f"differs is {number(kept)} times what it was at {first} (lost below {number(LOST_SIGNAL.value)})"
+            f"{percent(limit.value)}{' where the signal is lost' if limit is most else ''}); what "
+            f"differs is {number(kept)} times what it was at {first} (lost below {number(lost)})"
         ),
         why=WHY,
         hint=TOKEN_HINT if axis.over == "tokens" else HINT,
@@ -174,19 +180,19 @@ def _opens_by(point: TrunkPoint, parameters: Sequence[ParameterRecord]) -> str:
     return next((p.name for p in own if p.norm == 0 and p.gradient_norm), "")
 
 
-def _constant(trace: Trace) -> Finding | None:
+def _constant(trace: Trace, limit: Threshold) -> Finding | None:
     """The first tensor that all samples share although those before it differed."""
     if trace.run.batch_size < FEWEST_SAMPLES:
         return None
     shares = [_signal_share(point) for point in trace.trunk.points]
-    if not shares or shares[0] is None or shares[0] <= CONSTANT.value:
+    if not shares or shares[0] is None or shares[0] <= limit.value:
         return None
     for k, share in enumerate(shares):
-        if share is not None and share <= CONSTANT.value:
+        if share is not None and share <= limit.value:
             severity = Severity.INFO if trace.run.trained else Severity.WARNING
             count = trace.run.batch_size
             what = f"{_name(trace, k)} carries the same for all {count} samples: c/f is {number(share)}"
-            return _ended(trace, k, CONSTANT, what, severity, share)
+            return _ended(trace, k, limit, what, severity, share)
     return None
 
 

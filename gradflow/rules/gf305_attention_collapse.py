@@ -10,7 +10,7 @@ from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, number
 from gradflow.rules.places import place_of, runs
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.units import percent
 from gradflow.trace_model import AttentionRecord, Trace
 
@@ -18,6 +18,7 @@ SHARP = 0.1
 """A head below this normalised entropy looks at about one key."""
 
 SHARP_HEADS = Threshold(
+    key="sharp-heads",
     name="share of heads with a normalised entropy below 0.1, above",
     value=0.5,
     severity=Severity.WARNING,
@@ -25,18 +26,21 @@ SHARP_HEADS = Threshold(
     "Zhai et al. 2023 tie collapsing entropy to diverging training",
 )
 LARGE_LOGIT = Threshold(
+    key="logit",
     name="largest logit above",
     value=100.0,
     severity=Severity.WARNING,
     source="the limit of QK-clip (Kimi Team 2025)",
 )
 ONE_HOT = Threshold(
+    key="entropy",
     name="median normalised entropy of the heads below",
     value=0.02,
     severity=Severity.ERROR,
     source="engineering choice: logits of standard deviation 6 under 1,024 keys still have 0.19",
 )
 HUGE_LOGIT = Threshold(
+    key="logit",
     name="largest logit above",
     value=1000.0,
     severity=Severity.ERROR,
@@ -65,7 +69,8 @@ class _Judged:
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each run of attention layers of one severity."""
-    judged = [item for record in trace.attentions if (item := _judge(record)) is not None]
+    limits = in_force(RULE, config)
+    judged = [item for record in trace.attentions if (item := _judge(record, limits)) is not None]
     everything = list(dict.fromkeys(record.name for record in trace.attentions))
     for severity in (Severity.ERROR, Severity.WARNING):
         mine = [item for item in judged if item.limit.severity is severity]
@@ -92,34 +97,36 @@ def _beginning(members: Sequence[_Judged], worst: _Judged) -> str:
     return f"{len(members)} attention layers, the sharpest {worst.record.name or 'the model'}: "
 
 
-def _judge(record: AttentionRecord) -> _Judged | None:
+def _judge(record: AttentionRecord, limits: Limits) -> _Judged | None:
     measured = [entropy for entropy in record.entropies if entropy == entropy]
     if not measured:
         return None
     sharp = sum(entropy < SHARP for entropy in measured) / len(measured)
     median, largest = statistics.median(measured), record.largest_logit
+    one_hot, sharp_heads = limits.only("entropy"), limits.only("sharp-heads")
+    large, huge = sorted(limits["logit"], key=lambda limit: limit.severity.rank)
     for limit, value, beyond, words in (
-        (ONE_HOT, median, median < ONE_HOT.value, _entropy_words(record, median)),
-        (HUGE_LOGIT, largest, largest > HUGE_LOGIT.value, _logit_words(largest, HUGE_LOGIT)),
-        (SHARP_HEADS, sharp, sharp > SHARP_HEADS.value, _sharp_words(record, sharp)),
-        (LARGE_LOGIT, largest, largest > LARGE_LOGIT.value, _logit_words(largest, LARGE_LOGIT)),
+        (one_hot, median, median < one_hot.value, _entropy_words(record, median, one_hot)),
+        (huge, largest, largest > huge.value, _logit_words(largest, huge)),
+        (sharp_heads, sharp, sharp > sharp_heads.value, _sharp_words(record, sharp, sharp_heads)),
+        (large, largest, largest > large.value, _logit_words(largest, large)),
     ):
         if beyond:
             return _Judged(record=record, limit=limit, value=value, words=words, sharp=sharp)
     return None
 
 
-def _entropy_words(record: AttentionRecord, median: float) -> str:
+def _entropy_words(record: AttentionRecord, median: float, limit: Threshold) -> str:
     return (
         f"attention is one-hot: the median head has {number(median)} of the entropy of looking at all keys alike "
-        f"(error below {ONE_HOT.value:g}; {record.heads} heads, largest logit {number(record.largest_logit)})"
+        f"(error below {limit.value:g}; {record.heads} heads, largest logit {number(record.largest_logit)})"
     )
 
 
-def _sharp_words(record: AttentionRecord, sharp: float) -> str:
+def _sharp_words(record: AttentionRecord, sharp: float, limit: Threshold) -> str:
     return (
         f"{percent(sharp)} of the {record.heads} heads have below {SHARP:g} of the entropy of looking at all keys "
-        f"alike (warning above {percent(SHARP_HEADS.value)}; largest logit {number(record.largest_logit)})"
+        f"alike (warning above {percent(limit.value)}; largest logit {number(record.largest_logit)})"
     )
 
 

@@ -9,7 +9,7 @@ from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import Evidence, exceeded, number
 from gradflow.rules.places import fold, place_of, runs
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.units import percent
 from gradflow.trace_model import BatchNormRecord, Trace
 
@@ -24,6 +24,7 @@ DRAWN_INPUTS = ("inferred", "--input")
 
 FEW = (
     Threshold(
+        key="values",
         name="values a channel below",
         value=16,
         severity=Severity.WARNING,
@@ -31,6 +32,7 @@ FEW = (
         "statistics are off by 1/sqrt(m) = 25%; Wu and He 2018 measure the loss of accuracy",
     ),
     Threshold(
+        key="values",
         name="values a channel below",
         value=3,
         severity=Severity.ERROR,
@@ -39,12 +41,14 @@ FEW = (
 )
 LOW_VARIANCE = (
     Threshold(
+        key="low-variance",
         name="share of channels with a variance below eps, above",
         value=0.1,
         severity=Severity.INFO,
         source="engineering choice, as for dead units (GF301)",
     ),
     Threshold(
+        key="low-variance",
         name="share of channels with a variance below eps, above",
         value=0.5,
         severity=Severity.WARNING,
@@ -52,18 +56,21 @@ LOW_VARIANCE = (
     ),
 )
 SHIFTED = Threshold(
+    key="shift",
     name="shift of the running mean, in running standard deviations, above",
     value=1.0,
     severity=Severity.WARNING,
     source="engineering choice: half of the channels are then off by as much as they vary",
 )
 NARROW = Threshold(
+    key="narrow",
     name="running over batch standard deviation below",
     value=0.5,
     severity=Severity.WARNING,
     source="engineering choice: a factor of two",
 )
 WIDE = Threshold(
+    key="wide",
     name="running over batch standard deviation above",
     value=2.0,
     severity=Severity.WARNING,
@@ -109,7 +116,8 @@ class _Judged:
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each clause and run of batch normalisations of one severity."""
-    judged = [item for record in trace.batch_norms if (item := _judge(record, trace)) is not None]
+    limits = in_force(RULE, config)
+    judged = [item for record in trace.batch_norms if (item := _judge(record, trace, limits)) is not None]
     everything = list(dict.fromkeys(record.name for record in trace.batch_norms))
     for clause, severity in dict.fromkeys((item.clause, item.severity) for item in judged):
         mine = [item for item in judged if (item.clause, item.severity) == (clause, severity)]
@@ -143,10 +151,11 @@ def _distance(item: _Judged) -> float:
     return value if item.clause in (TOO_FEW_VALUES, "narrow") else -value
 
 
-def _judge(record: BatchNormRecord, trace: Trace) -> _Judged | None:
+def _judge(record: BatchNormRecord, trace: Trace, limits: Limits) -> _Judged | None:
     if not record.batch_statistics:
         return _frozen(record) if trace.run.mode == "mixed" else None
-    return _few(record, trace) or _low(record) or _drifted(record, trace)
+    few, low = limits["values"], limits["low-variance"]
+    return _few(record, trace, few) or _low(record, low) or _drifted(record, trace, limits)
 
 
 def _frozen(record: BatchNormRecord) -> _Judged:
@@ -162,8 +171,8 @@ def _frozen(record: BatchNormRecord) -> _Judged:
     )
 
 
-def _few(record: BatchNormRecord, trace: Trace) -> _Judged | None:
-    limit = exceeded(FEW, record.values, below=True)
+def _few(record: BatchNormRecord, trace: Trace, limits: Sequence[Threshold]) -> _Judged | None:
+    limit = exceeded(limits, record.values, below=True)
     if limit is None:
         return None
     severity, because = limit.severity, ""
@@ -189,9 +198,9 @@ def _share_left(values: int) -> float:
     return max(0, values - 2) / values
 
 
-def _low(record: BatchNormRecord) -> _Judged | None:
+def _low(record: BatchNormRecord, limits: Sequence[Threshold]) -> _Judged | None:
     share = record.low_variance
-    limit = None if share is None else exceeded(LOW_VARIANCE, share, below=False)
+    limit = None if share is None else exceeded(limits, share, below=False)
     if share is None or limit is None:
         return None
     return _Judged(
@@ -210,22 +219,23 @@ def _low(record: BatchNormRecord) -> _Judged | None:
     )
 
 
-def _drifted(record: BatchNormRecord, trace: Trace) -> _Judged | None:
+def _drifted(record: BatchNormRecord, trace: Trace, limits: Limits) -> _Judged | None:
     """Judge running against batch statistics, where both were taken on data."""
     if (record.updates or 0) < ENOUGH_UPDATES or trace.run.inputs_from in DRAWN_INPUTS:
         return None
     shift, ratio = record.mean_shift, record.deviation_ratio
-    if shift is not None and shift > SHIFTED.value:
+    shifted, narrow, wide = (limits.only(key) for key in ("shift", "narrow", "wide"))
+    if shift is not None and shift > shifted.value:
         words = (
             f"its running means are {number(shift)} deviations away from the batch's, at the median channel"
         )
-        return _drift(record, "shifted", shift, SHIFTED, f"{words} (warning above {SHIFTED.value:g})")
-    if ratio is not None and ratio < NARROW.value:
+        return _drift(record, "shifted", shift, shifted, f"{words} (warning above {shifted.value:g})")
+    if ratio is not None and ratio < narrow.value:
         words = f"its running deviations are {number(ratio)} of the batch's, at the median channel"
-        return _drift(record, "narrow", ratio, NARROW, f"{words} (warning below {NARROW.value:g})")
-    if ratio is not None and ratio > WIDE.value:
+        return _drift(record, "narrow", ratio, narrow, f"{words} (warning below {narrow.value:g})")
+    if ratio is not None and ratio > wide.value:
         words = f"its running deviations are {number(ratio)} times the batch's, at the median channel"
-        return _drift(record, "wide", ratio, WIDE, f"{words} (warning above {WIDE.value:g})")
+        return _drift(record, "wide", ratio, wide, f"{words} (warning above {wide.value:g})")
     return None
 
 

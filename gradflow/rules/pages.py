@@ -29,7 +29,7 @@ def render_page(rule: Rule) -> str:
         "## Formula",
         f"```text\n{rule.formula}\n```",
         "## Thresholds",
-        _thresholds(rule.thresholds),
+        _thresholds(rule),
         "## Why it hurts",
         rule.why,
         "## What to try",
@@ -65,9 +65,15 @@ def main(directory: str) -> None:
         Path(directory, name).write_text(text, encoding="utf-8")
 
 
-def _thresholds(thresholds: tuple[Threshold, ...]) -> str:
-    rows = "\n".join(f"| {t.severity} | {t.name} {t.value:g} | {t.source} |" for t in thresholds)
-    return f"| Severity | Limit | Source |\n|---|---|---|\n{rows}"
+def _thresholds(rule: Rule) -> str:
+    rows = "\n".join(
+        f"| {t.severity} | {t.name} {t.value:g} | {_setting(rule, t)} | {t.source} |" for t in rule.thresholds
+    )
+    return f"| Severity | Limit | Setting | Source |\n|---|---|---|---|\n{rows}"
+
+
+def _setting(rule: Rule, threshold: Threshold) -> str:
+    return f"`{rule.code}.{threshold.key}.{threshold.severity}`" if threshold.key else ""
 
 
 def _bullets(lines: tuple[str, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
@@ -20,6 +20,9 @@ class Threshold:
     severity: Severity
     source: str
     """Paper, tool or measurement; "engineering choice" where there is none."""
+    key: str = ""
+    """What a configuration calls it, with the rule and the severity: "gain" of GF101.gain.error; "" for a limit
+    that follows from a definition and cannot be moved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +54,34 @@ class Rule:
     healthy_example: str
     """Its healthy twin, on which the rule stays silent."""
     check: Callable[[Trace, Config], Iterator[Finding]]
+
+    @property
+    def settings(self) -> dict[str, Threshold]:
+        """The thresholds that a configuration can move, by their full names: "GF101.gain.error"."""
+        return {f"{self.code}.{t.key}.{t.severity}": t for t in self.thresholds if t.key}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The thresholds of a rule that are in force, by key."""
+
+    thresholds: tuple[Threshold, ...]
+
+    def __getitem__(self, key: str) -> tuple[Threshold, ...]:
+        """All with this key, one a severity."""
+        return tuple(threshold for threshold in self.thresholds if threshold.key == key)
+
+    def only(self, key: str) -> Threshold:
+        """The one with this key."""
+        (threshold,) = self[key]
+        return threshold
+
+
+def in_force(rule: Rule, config: Config) -> Limits:
+    """The thresholds of a rule, with those that the configuration moves."""
+    moved = dict(config.thresholds)
+    return Limits(
+        thresholds=tuple(
+            replace(t, value=moved.get(f"{rule.code}.{t.key}.{t.severity}", t.value)) for t in rule.thresholds
+        )
+    )
