@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +12,10 @@ from gradflow.commands import options
 from gradflow.commands.delivery import deliver, delivery, failures_delivered, judged_by
 from gradflow.commands.progress import progress_line
 from gradflow.commands.torch_import import import_torch
+
+if TYPE_CHECKING:
+    from gradflow.recording.target import Target
+    from gradflow.report import Report
 
 
 def inspect(
@@ -65,11 +71,15 @@ def inspect(
         trained = trained or checkpoint is not None
         trace = record(model, seed=seed, steps=steps, trained=trained, mode=wanted.mode, progress=show)
         report = analyze(trace, config)
-        if try_fixes:
-            from gradflow.repair_trials import try_repairs
-
-            report = try_repairs(model, report, mode=wanted.mode, progress=show)
-    if try_fixes and not report.repairs:
-        print("gradflow: no finding here has a repair to try", file=sys.stderr)
+        report = _with_repairs(model, report, wanted.mode, show) if try_fixes else report
     deliver(report, place)
     return 1 if report.fails(config.fail_on) else 0
+
+
+def _with_repairs(model: Target, report: Report, mode: str | None, show: Callable[[str], None]) -> Report:
+    from gradflow.repair_trials import try_repairs
+
+    tried = try_repairs(model, report, mode=mode, progress=show)
+    if not tried.repairs:
+        print("gradflow: no finding here has a repair to try", file=sys.stderr)
+    return tried
