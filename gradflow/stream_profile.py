@@ -21,6 +21,9 @@ FEWEST_SUMS = 4
 NOISE = 0.01
 """Standard deviation of ln var that is no departure from a law: estimates from a batch scatter by as much."""
 
+SAME_STREAM = 0.1
+"""What enters the next block has the variance of the last sum, up to this logarithm, where nothing stands between."""
+
 NEGLIGIBLE = 1e-15
 """Shares of the energy below this are left out of the path profile."""
 
@@ -35,7 +38,7 @@ class Growth:
     """``order`` of the first site of the stretch."""
     last: int
     sums: int
-    """Variances fitted: that of what enters the stretch, where it is of the same stream, and of each sum."""
+    """Variances fitted: that of each sum, led by what enters the first block where blocks read sums as they are."""
     law: str
     """"constant", "linear" or "exponential"."""
     start: float
@@ -74,7 +77,7 @@ class StreamProfile:
     parent: int | None
     """``order`` of the site in whose branch the stream runs."""
     growth: tuple[Growth, ...]
-    """A law for each stretch between resets (a projection, a change of shape) of at least four sums."""
+    """A law for each stretch of at least four sums between resets: a projection, a change of shape, a new start."""
     ranking: tuple[BlockRank, ...]
     """Least useful first, by block influence."""
     measured: int
@@ -232,15 +235,15 @@ def growth_laws(sites: Sequence[ResidualRecord]) -> tuple[Growth, ...]:
 def _stretches(sites: Sequence[ResidualRecord]) -> list[list[ResidualRecord]]:
     found: list[list[ResidualRecord]] = []
     for site in sites:
-        if not found or site.kind == "projection" or site.shape != found[-1][-1].shape:
+        resets = site.kind == "projection" or site.resets_stream
+        if not found or resets or site.shape != found[-1][-1].shape:
             found.append([])
         found[-1].append(site)
     return found
 
 
 def _law(stretch: Sequence[ResidualRecord]) -> Growth | None:
-    first = stretch[0]
-    entering = [] if first.kind == "projection" or first.source_variance is None else [first.source_variance]
+    entering = [stretch[0].source_variance] if _is_entered(stretch) else []
     variances = [*entering, *(site.variance for site in stretch)]
     logs = [math.log(v) for v in variances if v is not None and 0.0 < v < math.inf]
     if len(logs) < len(variances) or len(stretch) < FEWEST_SUMS:
@@ -250,7 +253,7 @@ def _law(stretch: Sequence[ResidualRecord]) -> Growth | None:
     mean = math.fsum(logs) / len(logs)
     scatter = math.fsum((y - mean) ** 2 for y in logs)
     return Growth(
-        first=first.order,
+        first=stretch[0].order,
         last=stretch[-1].order,
         sums=len(logs),
         law=name,
@@ -259,6 +262,18 @@ def _law(stretch: Sequence[ResidualRecord]) -> Growth | None:
         deviation=math.sqrt(square / len(logs)),
         r_squared=None if parameters == 1 or not scatter else 1.0 - square / scatter,
     )
+
+
+def _is_entered(stretch: Sequence[ResidualRecord]) -> bool:
+    """What enters the first block is the stream itself, as what enters the second is the sum of the first.
+
+    Behind a projection, or with a normalisation or activation after each sum, it is not.
+    """
+    first, second = stretch[0], stretch[1] if len(stretch) > 1 else stretch[0]
+    if first.kind == "projection" or not first.source_variance or not first.variance:
+        return False
+    following = second.source_variance
+    return bool(following) and abs(math.log((following or 1.0) / first.variance)) < SAME_STREAM
 
 
 Fit = tuple[str, int, float, float, float]

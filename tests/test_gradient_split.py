@@ -360,3 +360,27 @@ def test_the_effective_depth_of_an_unnormalised_stream_is_half_its_length() -> N
     sites = stream(16, (math.sqrt(2.0), math.sqrt(2.0)), before="relu")
     assert sites.path_share.sum() == pytest.approx(16 / 2, rel=0.05)
     assert sites.gradient_cosine.abs().max() < 0.1
+
+
+# Rows 10 and 11 as laws of the whole stream: 1 + l behind a norm, 2^l without, and 2 where each sum is normalised.
+@pytest.mark.parametrize(
+    ("gains", "where", "law", "rate"),
+    [
+        ((math.sqrt(2.0), 1.0), {"before": "norm"}, "linear", 1.0),
+        ((math.sqrt(2.0), math.sqrt(2.0)), {"before": "relu"}, "exponential", 2.0),
+        ((math.sqrt(2.0), 1.0), {"after": "norm"}, "constant", 0.0),
+    ],
+)
+def test_the_law_of_a_random_stream_is_that_of_theory(
+    gains: tuple[float, float], where: dict[str, str], law: str, rate: float
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Branch(256, gains, **where) for _ in range(16)))
+    report = gradflow.inspect(model, (torch.randn(128, 256).requires_grad_(),))
+    assert report.stream is not None
+    (growth,) = report.stream.growth
+    assert growth.law == law and growth.deviation < 0.1
+    assert growth.rate == pytest.approx(rate, rel=0.1)
+    depth = {"linear": report.stream.normalised_depth, "exponential": report.stream.unnormalised_depth}
+    if law in depth:
+        assert report.stream.effective_depth == pytest.approx(depth[law], rel=0.1)

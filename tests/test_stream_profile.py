@@ -61,6 +61,12 @@ def test_scatter_that_batches_make_is_no_growth() -> None:
     assert growth.law == "constant" and growth.deviation == pytest.approx(0.01, rel=0.01)
 
 
+def test_what_enters_counts_only_where_blocks_read_the_sums_as_they_are() -> None:
+    normed = [make_residual("b", k, source_variance=1.0, variance=2.0) for k in range(6)]
+    (growth,) = growth_laws(normed)
+    assert (growth.law, growth.sums, growth.start) == ("constant", 6, pytest.approx(2.0))
+
+
 def test_a_projection_and_a_change_of_shape_begin_a_stretch() -> None:
     first = chain([1.0, 2.0, 3.0, 4.0, 5.0], shape=(8, 16))
     second = [
