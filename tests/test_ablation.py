@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradflow.recording.ablation import AblationRequest
+from gradflow.recording.ablation import AblationRequest, _others
 from gradflow.recording.execution import record
+from gradflow.recording.op_calls import OpCall, SeenCall, zeroed
 from gradflow.recording.target import target_from_objects
 from gradflow.trace_model import Ablation, Trace
 from tests.fingerprint import fingerprint
@@ -446,11 +447,8 @@ def test_an_encoder_layer_keeps_its_slow_road() -> None:
 
 
 NOT_F_OR_G = (
-    "functional branch",
-    "nested",
-    "one after the other",
-    "a norm on the branch alone",
-    ".to and back",
+    *("functional branch", "nested", "one after the other", "a norm on the branch alone", ".to and back"),
+    *("addmm", "addmm(beta=, alpha=)", "baddbmm", "x + (a + one linear map)", "after a custom function"),
 )
 """Spellings whose branches are more, or other layers, than the ones that are silenced by hand."""
 
@@ -486,3 +484,23 @@ def test_every_site_of_a_library_model_is_found_again(name: str) -> None:
     assert [branch.note for branch in found.branches] == [""] * len(found.branches)
     assert all(branch.output_changes[0] > 0 for branch in found.branches)
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("op", "skip_at", "left"),
+    [
+        ("addmm", 0, lambda x, f, w: x),
+        ("addcmul", 0, lambda x, f, w: x),
+        ("addcmul", 2, lambda x, f, w: w * x),
+        ("lerp", 0, lambda x, f, w: torch.lerp(x, torch.zeros_like(f), w)),
+        ("lerp", 1, lambda x, f, w: torch.lerp(torch.zeros_like(f), x, w)),
+    ],
+)
+def test_of_a_fused_sum_the_skip_keeps_its_factor(op: str, skip_at: int, left: Any) -> None:
+    """What stays of each op when zeros stand where the branch was."""
+    x, f, w = (torch.randn(3, 3, dtype=torch.float64) for _ in range(3))
+    operands = {0: (x, f, w), 1: (f, x, w), 2: (f, w, x)}[skip_at]
+    call = OpCall("", 0, op, 0)
+    positions = _others(SeenCall(call=call, nodes=tuple(range(3))), skip_at)
+    args, kwargs = zeroed(op, operands, {}, positions)
+    assert torch.equal(getattr(torch, op)(*args, **kwargs), left(x, f, w))

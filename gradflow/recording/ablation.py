@@ -44,8 +44,8 @@ _BETWEEN_COLLECTIONS = 32
 """Forwards: whoever records may have the collector wait, and thousands of graphs are not to wait with it."""
 _SUMS = ADD_OPS | VALUE_OPS | {"sum", "stack"}
 _UNMATCHED = "its add was not found again when the step was repeated"
-_WEIGHTED = frozenset({"lerp", "lerp_"})
-"""Their third tensor is the weight between the first two: zero, it would undo the skip's own factor."""
+_PRODUCTS = frozenset({"addcmul", "addcdiv", "addmm", "baddbmm", "addbmm", "addmv", "addr"})
+"""They add a tensor and a product of two, either of which may hold the skip. Of ``lerp`` the third is a weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,8 +264,11 @@ def _zeros(
 
 
 def _others(seen: SeenCall, kept: int) -> frozenset[int]:
-    count = 2 if seen.call.op in _WEIGHTED else len(seen.nodes)
-    return frozenset(range(count)) - {kept}
+    """Which operands bring the branch, where one of the call's operands brings the skip."""
+    op = seen.call.op.strip("_")
+    if op in _PRODUCTS:
+        return frozenset((1, 2)) if kept == 0 else frozenset((0,))
+    return frozenset(range(2 if op == "lerp" else len(seen.nodes))) - {kept}
 
 
 class _Bench:
