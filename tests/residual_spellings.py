@@ -50,6 +50,11 @@ def iadd(x: Tensor, f: Tensor) -> Tensor:
     return x
 
 
+def isub(x: Tensor, f: Tensor) -> Tensor:
+    x -= f
+    return x
+
+
 def fused(x: Tensor, m: Parts) -> Tensor:
     """A branch of functional calls alone."""
     hidden = F.relu(F.linear(x, m.one.weight, m.one.bias))
@@ -127,6 +132,95 @@ SPELLINGS: dict[str, Found] = {
     ),
     "projection": Found(write=lambda m, x: m.one(x) + m.f(x), kinds=("projection",)),
     "projection with a norm": Found(write=lambda m, x: m.norm(m.one(x)) + m.f(x), kinds=("projection",)),
+    # One op that adds and does more: what it adds is what must be measured.
+    "torch.add(alpha=)": Found(
+        write=lambda m, x: torch.add(x, m.f(x), alpha=0.3), of={"branch_scale": 0.3, "added_by": "add"}
+    ),
+    "add(alpha=) on the skip": Found(
+        write=lambda m, x: m.f(x).add(x, alpha=0.5), kinds=("scaled",), of={"skip_scale": 0.5}
+    ),
+    "add_(alpha=)": Found(
+        write=lambda m, x: x.clone().add_(m.alpha * m.f(x), alpha=2),
+        of={"branch_scale": 0.6, "in_place": True},
+    ),
+    "x - f(x)": Found(write=lambda m, x: x - m.f(x), of={"branch_scale": -1.0, "added_by": "sub"}),
+    "torch.sub(alpha=)": Found(
+        write=lambda m, x: torch.sub(x, m.f(x), alpha=0.5), of={"branch_scale": -0.5, "added_by": "sub"}
+    ),
+    "x.clone() -= f(x)": Found(
+        write=lambda m, x: isub(x.clone(), m.f(x)), of={"in_place": True, "added_by": "sub"}
+    ),
+    "x - a - b": Found(write=lambda m, x: x - m.f(x) - m.g(x), of={"branches": 2}),
+    "addcmul with LayerScale": Found(
+        write=lambda m, x: torch.addcmul(x, m.gamma, m.f(x)),
+        of={"branch_factors": "channels", "added_by": "addcmul"},
+    ),
+    "addcmul(value=)": Found(
+        write=lambda m, x: torch.addcmul(x, m.f(x), m.alpha, value=0.5), of={"branch_scale": 0.15}
+    ),
+    "addcmul_ with a gate": Found(
+        write=lambda m, x: x.clone().addcmul_(m.f(x), torch.sigmoid(m.one(x))),
+        of={"branch_factors": "gate", "in_place": True},
+    ),
+    "addcmul of the skip": Found(
+        write=lambda m, x: torch.addcmul(m.f(x), m.alpha, x), kinds=("scaled",), of={"skip_scale": 0.3}
+    ),
+    "lerp": Found(
+        write=lambda m, x: torch.lerp(x, m.f(x), 0.25),
+        kinds=("scaled",),
+        of={"skip_scale": 0.75, "branch_scale": 0.25, "added_by": "lerp"},
+    ),
+    "lerp_ the other way": Found(
+        write=lambda m, x: m.f(x).lerp_(x, 0.25),
+        kinds=("scaled",),
+        of={"skip_scale": 0.25, "branch_scale": 0.75, "in_place": True},
+    ),
+    "lerp by a parameter": Found(
+        write=lambda m, x: torch.lerp(x, m.f(x), m.alpha),
+        kinds=("scaled",),
+        of={"skip_scale": 0.7, "branch_scale": 0.3, "shortcut": "scalar"},
+    ),
+    "lerp by a gate": Found(
+        write=lambda m, x: torch.lerp(x, m.f(x), torch.sigmoid(m.one(x))), kinds=("gated",)
+    ),
+    "sum([x, f])": Found(write=lambda m, x: sum([x, m.f(x)]), of={"added_by": "add"}),
+    "sum([f, x])": Found(write=lambda m, x: sum([m.f(x), x])),
+    "sum([x, a, b])": Found(write=lambda m, x: sum([x, m.f(x), m.g(x)]), of={"branches": 2}),
+    "stack().sum(0)": Found(
+        write=lambda m, x: torch.stack([x, m.f(x)]).sum(0), of={"added_by": "sum", "branches": 1}
+    ),
+    "torch.sum(torch.stack(), dim)": Found(
+        write=lambda m, x: torch.sum(torch.stack((m.f(x), x), dim=1), dim=1), of={"added_by": "sum"}
+    ),
+    "stack of three, summed": Found(
+        write=lambda m, x: torch.stack([m.f(x), x, m.g(x)], -1).sum((-1,)), of={"branches": 2}
+    ),
+    "stack().mean(0)": Found(
+        write=lambda m, x: torch.stack([x, m.f(x)]).mean(dim=0),
+        kinds=("scaled",),
+        of={"skip_scale": 0.5, "branch_scale": 0.5},
+    ),
+    "addmm": Found(
+        write=lambda m, x: torch.addmm(x, torch.tanh(m.one(x)), m.two.weight),
+        of={"added_by": "addmm", "span": 2, "branch_ops": "linear;tanh;mm"},
+    ),
+    "addmm(beta=, alpha=)": Found(
+        write=lambda m, x: torch.addmm(x, torch.tanh(m.one(x)), m.two.weight.t(), beta=0.5, alpha=2),
+        kinds=("scaled",),
+        of={"skip_scale": 0.5, "branch_scale": 2.0},
+    ),
+    "baddbmm": Found(
+        write=lambda m, x: torch.baddbmm(x[None], torch.tanh(m.one(x))[None], m.two.weight[None])[0],
+        of={"added_by": "baddbmm"},
+    ),
+    "scaled on both sides": Found(
+        write=lambda m, x: x * 0.8 + m.f(x) * m.alpha,
+        kinds=("scaled",),
+        of={"skip_scale": 0.8, "branch_scale": 0.3},
+    ),
+    "torch.ops.aten.add": Found(write=lambda m, x: torch.ops.aten.add(x, m.f(x))),
+    "torch.ops.aten.add.Tensor": Found(write=lambda m, x: torch.ops.aten.add.Tensor(x, m.f(x))),
+    "x + (a + one linear map)": Found(write=lambda m, x: x + (m.f(x) + m.one(x)), of={"branches": 2}),
     "highway": Found(
         write=lambda m, x: torch.sigmoid(m.one(x)) * m.f(x) + (1 - torch.sigmoid(m.one(x))) * x,
         kinds=("gated",),
@@ -197,6 +291,19 @@ DECOYS: dict[str, Forward] = {
     "LSTM cell": cell(nn.LSTMCell(WIDTH, WIDTH)),
     "GRU cell": cell(nn.GRUCell(WIDTH, WIDTH)),
     "a sum over the batch": lambda m, x: m.f(x) + x.mean(0, keepdim=True).detach() * 0,
+    "a difference": lambda m, x: m.f(x) - x,
+    "a reconstruction error": lambda m, x: x * (x - m.f(x)).square().mean(),
+    "another": lambda m, x: x * torch.linalg.vector_norm(x - m.f(x)),
+    "centred": lambda m, x: m.f(x - x.mean(0, keepdim=True)),
+    "a stack of heads, summed": lambda m, x: torch.stack([m.one(x), m.two(x)]).sum(0),
+    "a stack reduced along the features": lambda m, x: (
+        torch.stack([x, m.f(x)]).sum(2).repeat(3, 1)[:WIDTH].t()
+    ),
+    "a stack with its largest": lambda m, x: torch.stack([x, m.f(x)]).amax(0),
+    "addmm with a bias": lambda m, x: torch.addmm(m.gamma, torch.tanh(m.one(x)), m.two.weight),
+    "addmm that drops the stream": lambda m, x: torch.addmm(x, torch.tanh(m.one(x)), m.two.weight, beta=0),
+    "addcmul of itself": lambda m, x: torch.addcmul(x, x, x),
+    "lerp to a constant": lambda m, x: torch.lerp(m.f(x), m.positions, 0.5),
     "losses": lambda m, x: x * (m.f(x).square().mean() + m.g(x).square().mean()),
 }
 """No site in any of these."""

@@ -25,7 +25,7 @@ from gradflow.recording.garbage import collect_young, collection_paused
 from gradflow.recording.leaves import floating_leaves
 from gradflow.recording.op_calls import CallLog, OpCall, SeenCall, Zeroing
 from gradflow.recording.recorder import Recorder
-from gradflow.recording.residual_ops import ADD_OPS, VALUE_OPS
+from gradflow.recording.residual_ops import SUM_OPS, VALUE_OPS
 from gradflow.recording.seeding import seed_everything
 from gradflow.recording.steps import Job, blamed_on
 from gradflow.recording.target import Batch
@@ -42,7 +42,7 @@ Zeros: TypeAlias = Mapping[OpCall, frozenset[int]]
 
 _BETWEEN_COLLECTIONS = 32
 """Forwards: whoever records may have the collector wait, and thousands of graphs are not to wait with it."""
-_SUMS = ADD_OPS | VALUE_OPS | {"sum", "stack"}
+_SUMS = SUM_OPS | VALUE_OPS | {"stack"}
 _UNMATCHED = "its add was not found again when the step was repeated"
 _PRODUCTS = frozenset({"addcmul", "addcdiv", "addmm", "baddbmm", "addbmm", "addmv", "addr"})
 """They add a tensor and a product of two, either of which may hold the skip. Of ``lerp`` the third is a weight."""
@@ -238,7 +238,7 @@ def _zeros_by_site(watching: Recorder, log: CallLog) -> dict[SiteKey, Zeros]:
     for index in sorted(watching.sites.sites):
         site = watching.sites.sites[index]
         where = (watching.dataflow.nodes[index].module, site.call)
-        zeros = _zeros(site.node, site.found.skip, log.made, watching.dataflow.nodes)
+        zeros = _zeros(site.node, site.handed, log.made, watching.dataflow.nodes)
         if zeros is not None and site.found.kind in KINDS:
             found[*where, counts[where]] = zeros
         counts[where] += 1

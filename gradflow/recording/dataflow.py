@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 INPUT_OP = "input"
@@ -124,6 +125,8 @@ class Dataflow(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
+        if "." in name:
+            name = _op_name(func)
         before = self._before.get(name)
         if before is not None:
             before(name, args, kwargs)
@@ -232,6 +235,38 @@ class Dataflow(TorchFunctionMode):
         inputs, parameters = self._autograd_origin(tensor.grad_fn, self._findable_gradients())
         return self._append(tensor, OPAQUE_OP, inputs, parameters).index
 
+    def imagine(
+        self, op: str, tensors: Sequence[Tensor], shape: Sequence[int], made_from: Sequence[Node] = ()
+    ) -> Node:
+        """A node for a tensor that a fused op is about to make inside, and never hands out."""
+        inputs = [node.index for node in made_from]
+        parameters: list[int] = []
+        self._add_origins(tensors, inputs, parameters)
+        origins = [self.nodes[i] for i in inputs]
+        self._references.append(None)
+        self.nodes.append(
+            Node(
+                index=len(self.nodes),
+                op=op,
+                inputs=tuple(inputs),
+                parameters=tuple(parameters),
+                module=self._running[-1] if self._running else "",
+                shape=torch.Size(shape),
+                floating=True,
+                requires_grad=any(t.requires_grad for t in tensors) or any(o.requires_grad for o in origins),
+                from_data=any(origin.from_data for origin in origins),
+                from_parameter=bool(parameters) or any(origin.from_parameter for origin in origins),
+            )
+        )
+        return self.nodes[-1]
+
+    def forget(self, nodes: Sequence[Node]) -> None:
+        """Take back imagined nodes, the last ones first."""
+        for node in reversed(nodes):
+            if node is self.nodes[-1]:
+                self.nodes.pop()
+                self._references.pop()
+
     def remember(self, node: Node, tensor: Tensor) -> None:
         """Let a node be found again through autograd once its tensor is gone."""
         if tensor.grad_fn is not None:
@@ -308,7 +343,16 @@ def _op_name(func: Any) -> str:
     name: str = getattr(func, "__name__", "") or type(func).__name__
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    if isinstance(func, OpOverload | OpOverloadPacket):
+        return _library_name(func)
     return name
+
+
+def _library_name(func: OpOverload | OpOverloadPacket) -> str:
+    """ "add" for one of torch's own ("add.Tensor"), "library::op" for any other."""
+    packet = func if isinstance(func, OpOverloadPacket) else func.overloadpacket
+    library, _, name = packet._qualified_op_name.partition("::")
+    return name if library in ("aten", "prims") else f"{library}::{name}"
 
 
 def _is_in_place(op: str) -> bool:

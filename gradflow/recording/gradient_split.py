@@ -70,14 +70,11 @@ class GradientSplit:
     _awaited: int = 0
     _parts: list[Tensor | None] = field(default_factory=lambda: [None, None])
 
-    def add_branch(self, branch: Tensor) -> None:
-        """Note an operand that brings F, or a part of it, before the add may overwrite it."""
-        for tensor in (branch, branch._base if branch._is_view() else None):
-            if tensor is not None and tensor.requires_grad:
-                edge = _edge(tensor)
-                self._landings.append(edge[0])
-                if tensor is branch:
-                    self._branches.append(edge)
+    def add_branches(self, branches: Iterable[Landing]) -> None:
+        """Note operands that bring F, or parts of it."""
+        for branch in branches:
+            self._landings += branch.landings
+            self._branches += branch.branches
 
     def add_sum(self, total: Tensor) -> None:
         """Note the sum; where a second branch is added, the last sum counts."""
@@ -146,8 +143,25 @@ class GradientSplit:
             self.products, self.note = pair_products(skip, branch), ""
 
 
-def start_split(source: Tensor | None, branch: Tensor) -> GradientSplit:
-    """Begin with the site that is about to be added: its source and the operand that brings F."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landing:
+    """Where the way back from a sum leads into an operand."""
+
+    branches: tuple[Edge, ...]
+    landings: tuple[Node, ...]
+    """The operand, and the base that it is a view of."""
+
+
+def landing_of(operand: Tensor) -> Landing:
+    """Note an operand that brings F, or a part of it, before the add may overwrite it."""
+    own = (_edge(operand),) if operand.requires_grad else ()
+    base = operand._base if operand._is_view() else None
+    below = (_edge(base)[0],) if base is not None and base.requires_grad else ()
+    return Landing(branches=own, landings=(*(node for node, _ in own), *below))
+
+
+def start_split(source: Tensor | None, branches: Iterable[Landing]) -> GradientSplit:
+    """Begin with the site that is about to be added: its source and the operands that bring F."""
     if source is None:
         return GradientSplit(note=NO_SOURCE)
     if not source.requires_grad or is_transformed(source):
@@ -156,7 +170,7 @@ def start_split(source: Tensor | None, branch: Tensor) -> GradientSplit:
     whole = base is not None and base.numel() == source.numel() and base.is_contiguous()
     alias = base if whole and base is not None and base.requires_grad and source.is_contiguous() else None
     split = GradientSplit(_source=_edge(source), _base=None if alias is None else _edge(alias))
-    split.add_branch(branch)
+    split.add_branches(branches)
     return split
 
 

@@ -24,7 +24,7 @@ from gradflow.recording.dataflow import Dataflow, Node, Observer
 from gradflow.recording.hooks import ModuleHooks
 from gradflow.recording.layout import ModelLayout
 from gradflow.recording.leaves import tensor_leaves
-from gradflow.recording.residual_ops import ADD_OPS
+from gradflow.recording.residual_ops import SUM_OPS
 from gradflow.recording.residual_recorder import SiteRecorder
 from gradflow.recording.tensor_stats import (
     StatisticsCollector,
@@ -157,7 +157,7 @@ class Recorder:
             probe=self.probes.add,
         )
         self.batch_norms = BatchNormRecorder()
-        before = dict.fromkeys(ADD_OPS, self.sites.before)
+        before = dict.fromkeys((*SUM_OPS, "stack"), self.sites.before)
         before[BATCH_NORM_OP] = self.batch_norms.before
         self.attentions = AttentionRecorder(batch_size)
         before |= dict.fromkeys(ATTENTION_CALLS, self.attentions.before)

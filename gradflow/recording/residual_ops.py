@@ -8,6 +8,16 @@ from gradflow.recording.dataflow import Node
 from gradflow.recording.weight_ops import NORM_OPS, is_weight_op
 
 ADD_OPS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+SUB_OPS = frozenset({"sub", "sub_", "__sub__", "__isub__", "subtract", "subtract_"})
+WEIGHTED_SUMS = frozenset({"addcmul", "addcmul_", "lerp", "lerp_"})
+MATRIX_SUMS = frozenset({"addmm", "addmm_", "baddbmm", "baddbmm_"})
+STACKED_SUMS = frozenset({"sum", "mean"})
+"""Of the dimension along which tensors were stacked."""
+_MEASURES = "pow __pow__ square abs norm vector_norm linalg_vector_norm linalg_norm linalg_matrix_norm"
+MEASURE_OPS = frozenset(_MEASURES.split())
+"""What a difference is read by that is an error and no stream."""
+SUM_OPS = ADD_OPS | SUB_OPS | WEIGHTED_SUMS | MATRIX_SUMS | STACKED_SUMS
+"""Ops that may add a skip and a branch."""
 CONCAT_OPS = frozenset({"cat", "concat", "concatenate"})
 SCALE_OPS = frozenset(
     {
@@ -33,6 +43,8 @@ unbind select index_select requires_grad_ squeeze_ unsqueeze_ as_strided
 """
 VALUE_OPS = frozenset(_VALUE.split())
 """The same values: moved, cast, sliced or thinned out."""
+COPY_OPS = frozenset({"alias", "clone", "contiguous"})
+"""The same values in the same places."""
 
 _SHORTCUT = """
 pad constant_pad_nd avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
@@ -42,7 +54,8 @@ SHAPING_OPS = frozenset(_SHORTCUT.split())
 """What a projection shortcut may use besides, to make its shape fit."""
 
 _LINEAR = "sub rsub neg mean sum zeros_like stack where masked_fill masked_fill_ fill_ copy_ __setitem__"
-STRAIGHT_OPS = VALUE_OPS | SHAPING_OPS | ADD_OPS | SCALE_OPS | NORM_OPS | frozenset(_LINEAR.split())
+_SUMS = ADD_OPS | SUB_OPS | WEIGHTED_SUMS
+STRAIGHT_OPS = VALUE_OPS | SHAPING_OPS | _SUMS | SCALE_OPS | NORM_OPS | frozenset(_LINEAR.split())
 """Ops that bend nothing: a branch of these and weight layers alone is one linear map."""
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from gradflow.recording.dataflow import Dataflow, Frame, Node, user_frames, user_source
@@ -15,20 +16,27 @@ from gradflow.recording.overwritten import describe_overwrite
 from gradflow.recording.residual_ops import (
     ADD_OPS,
     CONCAT_OPS,
+    COPY_OPS,
     DIVISIONS,
+    MEASURE_OPS,
     SCALE_OPS,
+    SUB_OPS,
+    SUM_OPS,
     VALUE_OPS,
     counts_as_branch,
     data_inputs,
 )
 from gradflow.recording.residual_sites import Branch, Graph, between, find_bare, find_shaped
-from gradflow.recording.site_measures import OperandProducts, operand_products
-from gradflow.recording.tensor_stats import is_transformed
+from gradflow.recording.site_measures import OperandProducts, operand_products, scaled_products
+from gradflow.recording.site_operands import Operand, OperandReader, Summed
 from gradflow.trace_model import OverwrittenSkip
 
-Finder = Callable[[int, int, Graph], Branch | None]
-SMALL_FACTOR = 4_096
-"""A factor that is a tensor (a stochastic-depth mask) is read up to this many elements."""
+
+class Finder(Protocol):
+    """Asks whether a sum is a site."""
+
+    def __call__(self, left: int, right: int, graph: Graph, *, left_only: bool) -> Branch | None:
+        """Describe the site."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +50,13 @@ class Site:
     call: int
     branches: int = 1
     node: int = -1
+    handed: int = -1
+    """The node of the tensor that the op was handed for the skip; another than the skip's where the op scales it."""
+    inputs: tuple[int, int] | None = None
+    """Skip and branch as nodes, where the op made one of them by itself."""
     skip_tensor: weakref.ref[Tensor] | None = None
+    skip_factor: float = 1.0
+    """What the add multiplied that tensor by."""
     split: GradientSplit | None = None
     """None where skip and branch are not summed."""
     overwritten: OverwrittenSkip | None = None
@@ -86,13 +100,20 @@ class SiteRecorder:
         self._calls = calls
         self._probe = probe
         self._factors: dict[int, float] = {}
+        self._complements: dict[int, Tensor] = {}
         self._overwrites: dict[int, _Overwrite] = {}
         self._pending: Site | None = None
 
     def attach(self, dataflow: Dataflow) -> None:
         """Say whose nodes to ask."""
         self._dataflow = dataflow
-        self.graph = Graph(nodes=dataflow.nodes, factors=self._factors, parameters=self._parameters)
+        self._operands = OperandReader(dataflow, self._factors, self._complements, self._parameters)
+        self.graph = Graph(
+            nodes=dataflow.nodes,
+            factors=self._factors,
+            parameters=self._parameters,
+            complements=self._complements,
+        )
 
     def in_order(self) -> list[Site]:
         """All sites, in execution order: that of their records."""
@@ -105,100 +126,153 @@ class SiteRecorder:
 
     def end_forward(self, *, split: bool) -> None:
         """Have the gradient at every site split, where asked to; call it between forward and backward."""
+        self._operands.release()
+        self._drop_errors()
         for site in self.sites.values():
             if split and site.split is not None:
                 site.split.listen()
 
+    def _drop_errors(self) -> None:
+        """``(x - f(x)).square()`` measures how far f(x) is from x; nothing else reads the difference."""
+        nodes = self.graph.nodes
+        asked = {index: True for index in self.sites if nodes[index].op in SUB_OPS}
+        if not asked:
+            return
+        read: set[int] = set()
+        for node in nodes:
+            for i in asked.keys() & set(node.inputs):
+                read.add(i)
+                squares = node.op in SCALE_OPS and set(node.inputs) == {i}
+                asked[i] = asked[i] and (squares or node.op in MEASURE_OPS)
+        for index in read:
+            if asked[index]:
+                del self.sites[index]
+
     def before(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Look at an add that is about to run: an in-place one is about to overwrite an operand."""
         self._pending = None
-        operands = _two_tensors(args, kwargs)
-        if not self._scopes or operands is None:
+        if not self._scopes:
             return
-        nodes = [self._dataflow.node_of(operand) for operand in operands]
-        left, right = nodes
-        if left is None or right is None or not (left.from_data and right.from_data):
+        if op == "stack":
+            self._operands.note_stack(args, kwargs)
             return
-        if not left.shape or not left.floating or not right.floating or left.index == right.index:
+        summed = self._operands.read(op, args, kwargs)
+        if summed is None:
             return
-        in_place = op.endswith("_") and op not in ("__add__", "__radd__")
-        if left.shape == right.shape:
-            self._pending = (
-                self._plain(find_bare, operands, left, right, in_place)
-                or self._joined(operands, left, right, in_place)
-                or self._plain(find_shaped, operands, left, right, in_place)
+        in_place = op.endswith("_") and (not op.endswith("__") or op.startswith("__i"))
+        self._pending = self._find(summed, in_place)
+        if self._pending is None:
+            self._dataflow.forget(summed.imagined)
+        elif not summed.whole:
+            self._pending.inputs = (summed.left.node.index, summed.right.node.index)
+
+    def _find(self, summed: Summed, in_place: bool) -> Site | None:
+        if summed.left.node.shape == summed.right.node.shape:
+            return (
+                self._plain(find_bare, summed, in_place)
+                or self._joined(summed, in_place)
+                or self._plain(find_shaped, summed, in_place)
             )
-        else:
-            self._pending = self._broadcast(left, right, in_place)
+        plain = summed.whole and not summed.left_only
+        return self._broadcast(summed.left.node, summed.right.node, in_place) if plain else None
 
     def after(self, node: Node, tensor: Tensor, args: tuple[Any, ...]) -> None:
         """Note what an op was, and where a site's sum went."""
+        if node.op in SUM_OPS and self._pending is not None:
+            self._place(self._pending, node, tensor)
+            self._pending = None
+            return
+        if node.op in ADD_OPS:
+            if len(args) == 2 and isinstance(args[1], int) and args[1] == 0:
+                node.op = "alias"  # ``sum([x, f])`` begins with 0 + x
+            return
         if node.op in SCALE_OPS:
             self._note_factor(node, args)
-        elif node.op in ADD_OPS:
-            if self._pending is not None:
-                self._place(self._pending, node, tensor)
-                self._pending = None
-            return
+        elif node.op == "stack":
+            self._operands.keep_stack(node)
         elif node.op in CONCAT_OPS and self._scopes:
             self._note_concat(node)
         if args and tensor is args[0] and node.from_data and node.op not in VALUE_OPS:
             self._overwrites[node.index] = _Overwrite(tuple(self._scopes), user_frames())
 
-    def _plain(
-        self, find: Finder, operands: Sequence[Tensor], left: Node, right: Node, in_place: bool
-    ) -> Site | None:
-        found = find(left.index, right.index, self.graph)
+    def _plain(self, find: Finder, summed: Summed, in_place: bool) -> Site | None:
+        left, right = summed.left, summed.right
+        found = find(left.node.index, right.node.index, self.graph, left_only=summed.left_only)
         if found is None:
             return None
-        skip, branch = operands if found.skip == left.index else operands[::-1]
-        if found.kind == "gated":
-            skip, branch = operands if found.branch == right.index else operands[::-1]
-        products = operand_products(skip, branch, self._batch_size)
-        site = self._site(found, products, in_place)
-        site.skip_tensor = weakref.ref(skip)
-        site.split = start_split(self._dataflow.tensor_of(found.source), branch)
-        site.overwritten, site.overwritten_at = self._overwritten(found, skip_is_left=skip is operands[0])
+        # Of a gated site the skip is what the gate reads, views passed.
+        first = found.branch == right.node.index if found.kind == "gated" else found.skip == left.node.index
+        skip, branch = (left, right) if first else (right, left)
+        site = self._site(found, self._products(skip, branch), in_place)
+        site.handed, site.skip_tensor, site.skip_factor = skip.handed, skip.reference, skip.factor
+        site.split = start_split(self._dataflow.tensor_of(found.source), branch.landings())
+        site.overwritten, site.overwritten_at = self._overwritten(found, skip_is_left=first)
+        if found.kind in ("identity", "scaled"):
+            self._take_branches(found)
         return site
 
-    def _joined(self, operands: Sequence[Tensor], left: Node, right: Node, in_place: bool) -> Site | None:
+    def _products(self, skip: Operand, branch: Operand) -> OperandProducts | None:
+        with torch.no_grad():
+            products = operand_products(skip.value(), branch.value(), self._batch_size)
+        return scaled_products(products, skip.factor, branch.factor)
+
+    def _take_branches(self, found: Branch) -> None:
+        """``x + (a(x) + b(x))``: what looked like a projection beside a branch were two branches."""
+        inner = self.sites.get(_through_values(found.branch, self.graph.nodes))
+        if inner is not None and inner.found.kind == "projection" and inner.found.source == found.source:
+            del self.sites[inner.node]
+
+    def _joined(self, summed: Summed, in_place: bool) -> Site | None:
         """``(x + a(x)) + b(x)``: the second branch of a site that was just found."""
         nodes = self.graph.nodes
-        for total, other, tensor, added in (
-            (left, right, operands[0], operands[1]),
-            (right, left, operands[1], operands[0]),
-        ):
-            earlier = self.sites.get(_through_values(total.index, nodes))
+        left, right = summed.left, summed.right
+        for total, added in ((left, right),) if summed.left_only else ((left, right), (right, left)):
+            earlier = self.sites.get(_through_values(total.node.index, nodes))
             if earlier is None or earlier.found.kind not in ("identity", "scaled"):
                 continue
-            inside = between(earlier.found.source, other.index, nodes)
+            inside = between(earlier.found.source, added.node.index, nodes)
             if earlier.node in inside or not any(counts_as_branch(nodes[i], nodes) for i in inside):
                 continue  # made from the sum itself, it is no branch beside the first
-            skip = earlier.skip_tensor() if earlier.skip_tensor is not None else None
-            whole = (
-                None
-                if skip is None or skip.shape != tensor.shape
-                else (tensor.detach() - skip.detach()) + added.detach()
-            )
             del self.sites[earlier.node]
             found = Branch(
                 skip=earlier.found.skip,
-                branch=other.index,
+                branch=added.node.index,
                 source=earlier.found.source,
                 kind=earlier.found.kind,
                 inside=tuple(sorted({*earlier.found.inside, *inside})),
                 shortcut=earlier.found.shortcut,
             )
-            products = (
-                None if skip is None or whole is None else operand_products(skip, whole, self._batch_size)
-            )
-            site = self._site(found, products, in_place)
-            site.branches, site.skip_tensor = earlier.branches + 1, earlier.skip_tensor
+            site = self._site(found, self._joined_products(earlier, total, added), in_place)
+            site.branches, site.handed = earlier.branches + 1, earlier.handed
+            site.skip_tensor, site.skip_factor = earlier.skip_tensor, earlier.skip_factor
             site.split = earlier.split
             if site.split is not None:
-                site.split.add_branch(added)
+                site.split.add_branches(added.landings())
             return site
         return None
+
+    def _joined_products(self, earlier: Site, total: Operand, added: Operand) -> OperandProducts | None:
+        """Of the skip and the sum of both branches; None where the skip's tensor is gone."""
+        skip, factor = self._skip_of(earlier)
+        if skip is None or skip.shape != total.node.shape:
+            return None
+        with torch.no_grad():
+            brought = skip.detach() if factor == 1.0 else skip.detach() * factor
+            whole = (total.value() - brought) + added.value() * added.factor
+            return operand_products(brought, whole, self._batch_size)
+
+    def _skip_of(self, site: Site) -> tuple[Tensor | None, float]:
+        """The tensor that the skip still is, and the number it counts times; of ``0.7 * x`` the x that is left."""
+        tensor = site.skip_tensor() if site.skip_tensor is not None else None
+        index, factor, nodes = site.handed, site.skip_factor, self.graph.nodes
+        while tensor is None and len(nodes[index].inputs) == 1 and not nodes[index].parameters:
+            if nodes[index].op in SCALE_OPS and index in self._factors:
+                factor *= self._factors[index]
+            elif nodes[index].op not in COPY_OPS:
+                break
+            index = nodes[index].inputs[0]
+            tensor = self._dataflow.tensor_of(index)
+        return tensor, factor
 
     def _broadcast(self, left: Node, right: Node, in_place: bool) -> Site | None:
         """A stream that the add expands, in a dimension other than the batch: hardly ever meant."""
@@ -215,9 +289,13 @@ class SiteRecorder:
         return site
 
     def _site(self, found: Branch, products: OperandProducts | None, in_place: bool) -> Site:
-        return Site(found=found, products=products, in_place=in_place, broadcast=False, call=0)
+        return Site(
+            found=found, products=products, in_place=in_place, broadcast=False, call=0, handed=found.skip
+        )
 
     def _place(self, site: Site, node: Node, tensor: Tensor) -> None:
+        if site.inputs is not None:
+            node.inputs, node.parameters = site.inputs, ()
         site.node = node.index
         site.call = self._calls(node.module)
         if site.split is not None:
@@ -261,15 +339,10 @@ class SiteRecorder:
         return blamed, at
 
     def _note_factor(self, node: Node, args: tuple[Any, ...]) -> None:
-        factor = _factor(args, {id(t) for t in args if isinstance(t, Tensor) and self._is_data(t)})
-        if factor is not None:
-            self._factors[node.index] = 1.0 / factor if node.op in DIVISIONS and factor else factor
-
-    def _is_data(self, tensor: Tensor) -> bool:
-        node = self._dataflow.node_of(tensor)
-        return (node is not None and (node.from_data or node.from_parameter)) or id(
-            tensor
-        ) in self._parameters
+        self._operands.note_factor(node, args)
+        factor = self._factors.get(node.index)
+        if factor and node.op in DIVISIONS:
+            self._factors[node.index] = 1.0 / factor
 
     def _note_concat(self, node: Node) -> None:
         nodes = self.graph.nodes
@@ -285,19 +358,6 @@ class SiteRecorder:
                     site.node, site.call, node.source = node.index, self._calls(node.module), user_source()
                     self.sites[node.index] = site
                     return
-
-
-def _two_tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Tensor, Tensor] | None:
-    """The operands of an add of two tensors, unscaled."""
-    values = [*args[:2]]
-    if kwargs:
-        values += [kwargs[name] for name in ("input", "other") if name in kwargs]
-        if kwargs.get("alpha", 1) != 1:
-            return None
-    if len(values) != 2 or not all(isinstance(value, Tensor) for value in values):
-        return None
-    left, right = values
-    return None if is_transformed(left) or is_transformed(right) else (left, right)
 
 
 def _through_values(index: int, nodes: Sequence[Node]) -> int:
@@ -325,19 +385,3 @@ def _expands(skip: Sequence[int], branch: Sequence[int]) -> bool:
     padded = (1,) * (len(branch) - len(skip)) + tuple(skip)
     grows = [have == 1 and want > 1 for have, want in zip(padded, branch, strict=True)]
     return any(grows[1:]) or (len(skip) < len(branch) and any(grows))
-
-
-def _factor(args: tuple[Any, ...], data: set[int]) -> float | None:
-    """The number an op multiplies by, or the RMS of a constant tensor of a few elements."""
-    for value in args[:2]:
-        if isinstance(value, int | float):
-            return float(value)
-        if isinstance(value, Tensor) and id(value) not in data and _is_readable(value):
-            return float(value.detach().double().square().mean().sqrt().item())
-    return None
-
-
-def _is_readable(tensor: Tensor) -> bool:
-    """Small, real and here: reading it costs nothing."""
-    small = 0 < tensor.numel() <= SMALL_FACTOR
-    return small and tensor.device.type == "cpu" and not tensor.is_complex() and not is_transformed(tensor)

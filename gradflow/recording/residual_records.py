@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from torch import Tensor
+
 from gradflow.recording.dataflow import Node
 from gradflow.recording.gradient_split import split_numbers
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS
 from gradflow.recording.residual_recorder import Site
-from gradflow.recording.residual_sites import Graph, parallel_branches, scale_of
+from gradflow.recording.residual_sites import Graph, factors_of, parallel_branches
 from gradflow.recording.site_facts import FactFinder
 from gradflow.recording.site_measures import NOT_MEASURED
 from gradflow.recording.site_surroundings import Readers, previous_sites
@@ -156,22 +158,30 @@ def _std(node: Node, context: _Context) -> float | None:
 
 def _scale(index: int, context: _Context) -> float | None:
     """The factor on one side: the number times the RMS of each parameter that multiplies; None without."""
-    number, parameters, _ = scale_of(index, context.graph)
-    if number is None:
-        return None
-    for identity in parameters:
-        value = context.graph.parameters.get(identity)
-        if value is not None:
-            number *= math.sqrt(float(value.detach().double().square().mean().item()))
+    graph = context.graph
+    number: float | None = None
+    for i in factors_of(index, graph.nodes)[0]:
+        number = (1.0 if number is None else number) * graph.factors.get(i, 1.0)
+        if i in graph.complements:
+            number *= _rms(1 - graph.complements[i].detach())
+            continue
+        for identity in weights_of(graph.nodes[i], graph.nodes):
+            if identity in graph.parameters:
+                number *= _rms(graph.parameters[identity].detach())
     return number
+
+
+def _rms(values: Tensor) -> float:
+    return math.sqrt(float(values.double().square().mean().item()))
 
 
 def _kind(site: Site, parent: int | None, context: _Context) -> str:
     """A factor a channel on a skip inside a branch is a gate (an SSM's D-skip), not a scaled stream."""
     if site.found.kind != "scaled" or parent is None:
         return site.found.kind
-    _, parameters, _ = scale_of(site.found.skip, context.graph)
-    sizes = [context.graph.parameters[i].numel() for i in parameters if i in context.graph.parameters]
+    nodes, known = context.graph.nodes, context.graph.parameters
+    factors, _ = factors_of(site.found.skip, nodes)
+    sizes = [known[p].numel() for i in factors for p in weights_of(nodes[i], nodes) if p in known]
     return "gated" if any(size > 1 for size in sizes) else "scaled"
 
 

@@ -8,7 +8,7 @@ Definitions: the residual page of the documentation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from gradflow.recording.residual_ops import (
     ADD_OPS,
     SCALE_OPS,
     SHAPING_OPS,
+    STACKED_SUMS,
+    SUB_OPS,
     VALUE_OPS,
     counts_as_branch,
     data_inputs,
@@ -35,6 +37,8 @@ class Graph:
     """Of a scaling op by a number: the number."""
     parameters: Mapping[int, Tensor]
     """By ``id``."""
+    complements: Mapping[int, Tensor] = field(default_factory=dict)
+    """Of an imagined product with 1 - w: the parameter w."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +62,17 @@ class Branch:
     shortcut: tuple[int, ...]
 
 
-def find_bare(left: int, right: int, graph: Graph) -> Branch | None:
-    """Describe the add of two nodes where one is a tensor that the other was made from, a factor apart."""
-    return _bare(left, right, graph) or _bare(right, left, graph)
+def find_bare(left: int, right: int, graph: Graph, *, left_only: bool = False) -> Branch | None:
+    """Describe the add of two nodes where one is a tensor that the other was made from, a factor apart.
+
+    With ``left_only`` only the first one can be the skip.
+    """
+    return _bare(left, right, graph) or (None if left_only else _bare(right, left, graph))
 
 
-def find_shaped(left: int, right: int, graph: Graph) -> Branch | None:
+def find_shaped(left: int, right: int, graph: Graph, *, left_only: bool = False) -> Branch | None:
     """Describe the add of two nodes where one is such a tensor made to fit, or gated."""
-    for skip, branch in ((left, right), (right, left)):
+    for skip, branch in ((left, right),) if left_only else ((left, right), (right, left)):
         found = _gated(skip, branch, graph) or _projection(skip, branch, graph)
         if found is not None:
             return found
@@ -95,30 +102,17 @@ def parallel_branches(branch: int, source: int, nodes: Sequence[Node]) -> int:
     while nodes[branch].op in VALUE_OPS and len(data_inputs(nodes[branch], nodes)) == 1:
         branch = data_inputs(nodes[branch], nodes)[0]
     node = nodes[branch]
-    if node.op not in ADD_OPS or len(node.inputs) != 2:
+    if node.op in STACKED_SUMS and len(node.inputs) == 1 and nodes[node.inputs[0]].op == "stack":
+        sides = nodes[node.inputs[0]].inputs
+    else:
+        sides = node.inputs if node.op in ADD_OPS | SUB_OPS else ()
+    if len(sides) != 2:
         return 1
-    sides = node.inputs
     ways = [between(source, side, nodes) for side in sides]
     apart = sides[0] not in ways[1] and sides[1] not in ways[0]
     if not apart or not all(any(counts_as_branch(nodes[i], nodes) for i in way) for way in ways):
         return 1
     return sum(parallel_branches(side, source, nodes) for side in sides)
-
-
-def scale_of(index: int, graph: Graph) -> tuple[float | None, tuple[int, ...], int]:
-    """The factor that stands last on the way to a node.
-
-    Returns:
-        The product of the numbers (None without any factor), the ids of the parameters that multiply, and the
-        node before the factors.
-    """
-    factors, rest = factors_of(index, graph.nodes)
-    number: float | None = None
-    parameters: tuple[int, ...] = ()
-    for i in factors:
-        number = (1.0 if number is None else number) * graph.factors.get(i, 1.0)
-        parameters += tuple(weights_of(graph.nodes[i], graph.nodes))
-    return number, parameters, rest
 
 
 def factors_of(index: int, nodes: Sequence[Node]) -> tuple[tuple[int, ...], int]:

@@ -63,6 +63,15 @@ def operand_products(skip: Tensor, branch: Tensor, batch_size: int) -> OperandPr
     return OperandProducts(skip=_squares(a), branch=_squares(b), both=_dots(a, b))
 
 
+def scaled_products(products: OperandProducts | None, skip: float, branch: float) -> OperandProducts | None:
+    """Products of the same operands, each times a number."""
+    if products is None or (skip == 1.0 and branch == 1.0):
+        return products
+    return OperandProducts(
+        skip=products.skip * skip**2, branch=products.branch * branch**2, both=products.both * (skip * branch)
+    )
+
+
 def _ratio(branch: float, skip: float) -> float | None:
     if skip == 0.0:
         return math.inf if branch > 0.0 else None
