@@ -153,6 +153,18 @@ class BodyPlan:
     stride: int = 1
 
 
+class Joined(torch.autograd.Function):
+    """An add with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, f: Tensor) -> Tensor:
+        return x + f
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient
+
+
 # How the add is written. In place only where autograd still has what it needs: a copy, or the branch.
 SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "x + f": lambda x, f: x + f,
@@ -164,8 +176,41 @@ SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "f.add_(x)": lambda x, f: f.add_(x),
     "f += x": lambda x, f: f.__iadd__(x),
     "copy += f": lambda x, f: x.clone().__iadd__(f),
+    "x.add(f, alpha=)": lambda x, f: x.add(f, alpha=0.5),
+    "torch.add(f, x, alpha=)": lambda x, f: torch.add(f, x, alpha=0.75),
+    "f.add_(x, alpha=)": lambda x, f: f.add_(x, alpha=-1.5),
+    "x - f": lambda x, f: x - f,
+    "torch.sub(x, f, alpha=)": lambda x, f: torch.sub(x, f, alpha=2),
+    "copy -= f": lambda x, f: x.clone().__isub__(f),
+    "addcmul": lambda x, f: torch.addcmul(x, f, torch.full((1,), 0.5, dtype=f.dtype), value=0.5),
+    "addcmul of x": lambda x, f: torch.addcmul(f, x, torch.full((1,), 0.5, dtype=f.dtype)),
+    "lerp": lambda x, f: torch.lerp(x, f, 0.25),
+    "f.lerp_(x)": lambda x, f: f.lerp_(x, 0.375),
+    "sum([x, f])": lambda x, f: sum([x, f]),
+    "stack, sum": lambda x, f: torch.stack([f, x]).sum(0),
+    "torch.sum(stack)": lambda x, f: torch.sum(torch.stack((x, f), -1), dim=-1),
+    "stack, mean": lambda x, f: torch.stack([x, f], 1).mean(1),
+    "a x + b f": lambda x, f: x * 0.5 + f * 2,
+    "aten.add": lambda x, f: torch.ops.aten.add.Tensor(x, f),
+    "custom function": lambda x, f: Joined.apply(x, f),
 }
-IN_PLACE = ("f.add_(x)", "f += x", "copy += f")
+IN_PLACE = ("f.add_(x)", "f += x", "copy += f", "f.add_(x, alpha=)", "copy -= f", "f.lerp_(x)")
+OPAQUE = "custom function"
+# What some spellings multiply skip and branch by.
+MULTIPLIES = {
+    "x.add(f, alpha=)": (1.0, 0.5),
+    "torch.add(f, x, alpha=)": (0.75, 1.0),
+    "f.add_(x, alpha=)": (-1.5, 1.0),
+    "x - f": (1.0, -1.0),
+    "torch.sub(x, f, alpha=)": (1.0, -2.0),
+    "copy -= f": (1.0, -1.0),
+    "addcmul": (1.0, 0.25),
+    "addcmul of x": (0.5, 1.0),
+    "lerp": (0.75, 0.25),
+    "f.lerp_(x)": (0.375, 0.625),
+    "stack, mean": (0.5, 0.5),
+    "a x + b f": (0.5, 2.0),
+}
 
 # Ops that keep the values; each gets the tensor and must return one of its shape.
 KEEPING: dict[str, Callable[[Tensor], Tensor]] = {
@@ -258,18 +303,19 @@ class Residual(nn.Module):
             self.branch_kept(self.scaled(body.explicit(x, f"{prefix}.bodies.{at}", witness)))
             for at, body in enumerate(self.bodies)
         ]
+        by_skip, by_branch = self.multiplies()
         total = witness.add(
             path,
             call,
             first,
             source=x,
-            skip=self.skip(x),
-            branch=sum(parts[1:], parts[0]),
-            kind="projection" if plan.projection else "scaled" if plan.skip_scale else "identity",
+            skip=by_skip * self.skip(x) if by_skip != 1 else self.skip(x),
+            branch=by_branch * sum(parts[1:], parts[0]),
+            kind=self.kind(),
             branches=len(parts),
-            in_place=plan.spelling in IN_PLACE and not (len(parts) > 1 and plan.left_first),
-            branch_scale=self.branch_factor() if len(parts) == 1 else None,
-            skip_scale=self.skip_factor(),
+            in_place=plan.spelling in IN_PLACE and not self.twice(),
+            branch_scale=self.branch_factor(),
+            skip_scale=self.skip_factor() if self.kind() == "scaled" else None,
         )
         return F.relu(total) if plan.after.startswith("relu") else self.norm(total)
 
@@ -292,16 +338,36 @@ class Residual(nn.Module):
         factor = self.gamma if self.gamma is not None else self.alpha
         return f if factor is None else factor * f
 
+    def twice(self) -> bool:
+        """Two branches are added one after the other, each with a plain add."""
+        return len(self.plan.bodies) > 1 and self.plan.left_first
+
+    def multiplies(self) -> tuple[float, float]:
+        return (1.0, 1.0) if self.twice() else MULTIPLIES.get(self.plan.spelling, (1.0, 1.0))
+
+    def kind(self) -> str:
+        if self.plan.spelling == OPAQUE and not self.twice():
+            return "opaque"
+        if self.plan.projection:
+            return "projection"
+        return "scaled" if self.plan.skip_scale or self.multiplies()[0] != 1 else "identity"
+
     def branch_factor(self) -> float | None:
-        if self.plan.branch_scale in ("number", "division"):
-            return 0.25
-        factor = self.gamma if self.gamma is not None else self.alpha
-        return None if factor is None else rms(factor)
+        """Of one branch its own factor counts, of two only what the spelling multiplies their sum by."""
+        number = self.multiplies()[1]
+        own: float | None = None
+        if len(self.bodies) == 1:
+            factor = self.gamma if self.gamma is not None else self.alpha
+            if self.plan.branch_scale in ("number", "division"):
+                own = 0.25
+            elif factor is not None:
+                own = rms(factor)
+        return number * (1 if own is None else own) if number != 1 or own is not None else None
 
     def skip_factor(self) -> float | None:
-        if self.beta is not None:
-            return rms(self.beta)
-        return 0.5 if self.plan.skip_scale == "number" else None
+        own = rms(self.beta) if self.beta is not None else 0.5 if self.plan.skip_scale == "number" else None
+        number = self.multiplies()[0]
+        return number * (1 if own is None else own) if number != 1 or own is not None else None
 
     path = ""
     """Where the root keeps it."""

@@ -6,6 +6,7 @@ Each takes a :class:`Parts`, whose layers it may call, and the stream ``x`` of s
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,66 @@ def drop_path(m: Parts, x: Tensor) -> Tensor:
     mask = torch.ones(len(x), 1)
     mask[0] = 0.0
     return x + m.f(x) / 0.75 * mask
+
+
+class Joined(torch.autograd.Function):
+    """x + f in torch's ops, with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, f: Tensor) -> Tensor:
+        return x + f
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient
+
+
+class JoinedAndNormed(torch.autograd.Function):
+    """What fused kernels of language models do: the new stream, and the stream normalised for the next branch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + f
+        return F.layer_norm(total, (WIDTH,)), total
+
+    @staticmethod
+    def backward(ctx: Any, normed: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        return normed + total, normed + total
+
+
+class Unseen(torch.autograd.Function):
+    """An add that no torch op does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, f: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() + f.detach().numpy())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient
+
+
+def rectified_sum(x: Tensor, f: Tensor) -> Tensor:
+    return x + torch.relu(f)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # scripted functions are still about
+    scripted = torch.jit.script(rectified_sum)
+
+
+@torch.library.custom_op("gradflow_tests::joined", mutates_args=())
+def joined(x: Tensor, f: Tensor) -> Tensor:
+    """Another library's op."""
+    return x + f
+
+
+joined.register_autograd(lambda ctx, gradient: (gradient, gradient))
+
+
+def twice_normed(m: Parts, x: Tensor) -> Tensor:
+    normed, x = JoinedAndNormed.apply(x, m.f(x))
+    return JoinedAndNormed.apply(x, m.f(normed))[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +282,27 @@ SPELLINGS: dict[str, Found] = {
     "torch.ops.aten.add": Found(write=lambda m, x: torch.ops.aten.add(x, m.f(x))),
     "torch.ops.aten.add.Tensor": Found(write=lambda m, x: torch.ops.aten.add.Tensor(x, m.f(x))),
     "x + (a + one linear map)": Found(write=lambda m, x: x + (m.f(x) + m.one(x)), of={"branches": 2}),
+    # Joined by something with a backward of its own: said so, with no number that was not measured.
+    "custom function": Found(
+        write=lambda m, x: Joined.apply(x, m.f(x)), kinds=("opaque",), of={"added_by": "Joined"}
+    ),
+    "custom function, also the norm": Found(
+        write=twice_normed, kinds=("opaque", "opaque"), of={"added_by": "JoinedAndNormed"}
+    ),
+    "custom function without torch": Found(
+        write=lambda m, x: Unseen.apply(x, m.f(x)), kinds=("opaque",), of={"added_by": "Unseen"}
+    ),
+    "scripted function": Found(
+        write=lambda m, x: scripted(x, m.f(x)), kinds=("opaque",), of={"added_by": "an unseen op"}
+    ),
+    "another library's op": Found(
+        write=lambda m, x: torch.ops.gradflow_tests.joined(x, m.f(x)),
+        kinds=("opaque",),
+        of={"added_by": "gradflow_tests::joined"},
+    ),
+    "after a custom function": Found(
+        write=lambda m, x: in_a_function(Joined.apply(x, m.f(x)), m.g), kinds=("opaque", "identity")
+    ),
     "highway": Found(
         write=lambda m, x: torch.sigmoid(m.one(x)) * m.f(x) + (1 - torch.sigmoid(m.one(x))) * x,
         kinds=("gated",),
@@ -295,6 +377,7 @@ DECOYS: dict[str, Forward] = {
     "a reconstruction error": lambda m, x: x * (x - m.f(x)).square().mean(),
     "another": lambda m, x: x * torch.linalg.vector_norm(x - m.f(x)),
     "centred": lambda m, x: m.f(x - x.mean(0, keepdim=True)),
+    "a custom function of two heads": lambda m, x: Unseen.apply(m.one(x), m.two(x)),
     "a stack of heads, summed": lambda m, x: torch.stack([m.one(x), m.two(x)]).sum(0),
     "a stack reduced along the features": lambda m, x: (
         torch.stack([x, m.f(x)]).sum(2).repeat(3, 1)[:WIDTH].t()

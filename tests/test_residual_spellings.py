@@ -7,6 +7,7 @@ import torch
 
 import gradflow
 from tests.residual_spellings import AFTER_A_BLOCK, DECOYS, SPELLINGS, WIDTH, Forward, Parts
+from tests.witness import missing
 
 
 def inspected(write: Forward) -> gradflow.Report:
@@ -25,9 +26,21 @@ def test_a_residual_connection_is_found(name: str) -> None:
     for column, value in expected.of.items():
         expected_value = value if isinstance(value, str) else pytest.approx(value, rel=1e-6)
         assert last[column] == expected_value, column
-    counted = sites[sites.kind.isin(("identity", "projection", "scaled"))]
+    counted = sites[sites.kind.isin(("identity", "projection", "scaled", "opaque"))]
     assert (counted.gradient_norm > 0).all()
     assert (counted.source_gradient_norm > 0).all()
+
+
+def test_an_opaque_site_has_only_the_numbers_that_were_measured() -> None:
+    (seen,) = inspected(SPELLINGS["custom function"].write).residuals.itertuples()
+    assert seen.rho > 0 and seen.gradient_norm > 0 and seen.source_gradient_norm > 0
+    assert (
+        missing(seen.skip_gradient_norm)
+        and seen.split_note == "joined inside Joined, which is not looked into"
+    )
+    (unseen,) = inspected(SPELLINGS["custom function without torch"].write).residuals.itertuples()
+    assert unseen.gradient_norm > 0 and unseen.source_gradient_norm > 0
+    assert all(missing(getattr(unseen, c)) for c in ("rho", "cosine", "block_influence", "branch_norm"))
 
 
 @pytest.mark.parametrize("name", DECOYS)

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +75,14 @@ class Node:
         return self.module if self.made_by is None else self.made_by
 
 
+class Joining(NamedTuple):
+    """A custom autograd function that has returned."""
+
+    name: str
+    start: int
+    """The first node that could be made in its forward."""
+
+
 Frame = tuple[str, int, str]
 """File, line and function of a caller."""
 Observer = Callable[[Node, Tensor, tuple[Any, ...]], None]
@@ -110,6 +118,12 @@ class Dataflow(TorchFunctionMode):
         self._by_tensor: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._remembered: dict[int, int] = {}
         self._original_apply: Any = None
+        self.functions: list[str] = []
+        """Custom autograd functions whose forward is running, outermost first."""
+        self.joining: Joining | None = None
+        """Set while what one of them returns is recorded."""
+        self.unseen: Callable[[Node, Tensor], None] = _ignore
+        """Told of a tensor that no op was seen to make, once it is traced back."""
 
     def __enter__(self) -> Dataflow:
         self._original_apply = torch.autograd.Function.__dict__["apply"]
@@ -158,6 +172,11 @@ class Dataflow(TorchFunctionMode):
         reference = self._references[index]
         tensor = None if reference is None else reference()
         return tensor if tensor is not None and self._known(tensor) == index else None
+
+    def is_of(self, index: int, tensor: Tensor) -> bool:
+        """The node is of this very tensor, as it is or as it was."""
+        reference = self._references[index]
+        return reference is not None and reference() is tensor
 
     def _record(
         self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None, results: Iterable[Tensor]
@@ -233,7 +252,9 @@ class Dataflow(TorchFunctionMode):
         if tensor.grad_fn is None:
             return None
         inputs, parameters = self._autograd_origin(tensor.grad_fn, self._findable_gradients())
-        return self._append(tensor, OPAQUE_OP, inputs, parameters).index
+        node = self._append(tensor, OPAQUE_OP, inputs, parameters)
+        self.unseen(node, tensor)
+        return node.index
 
     def imagine(
         self, op: str, tensors: Sequence[Tensor], shape: Sequence[int], made_from: Sequence[Node] = ()
@@ -330,13 +351,43 @@ class Dataflow(TorchFunctionMode):
         )
 
     def _traced_apply(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        result = self._original_apply.__get__(None, function)(*args, **kwargs)
+        name = function.__name__
+        # torch's own run what they are given (a checkpoint its block); any other has a backward of its own.
+        custom = not function.__module__.startswith("torch.")
+        start = len(self.nodes)
+        if custom:
+            self.functions.append(name)
+        try:
+            result = self._original_apply.__get__(None, function)(*args, **kwargs)
+        finally:
+            if custom:
+                self.functions.pop()
         with torch._C.DisableTorchFunction():
             if isinstance(result, Tensor | tuple | list):
                 made = tuple(_tensors((result,)))
-                # A checkpoint runs inside its Function: what its ops made stays an origin of what it returns.
-                self._record(function.__name__, (*args, *made), kwargs, made)
+                seen = tuple(tensor for tensor in made if self._known(tensor) is not None)
+                if custom:
+                    self._record_function(Joining(name, start), args, kwargs, made)
+                else:
+                    # A checkpoint runs inside its Function: what its ops made stays an origin of what it returns.
+                    self._record(name, (*args, *seen), kwargs, made)
         return result
+
+    def _record_function(
+        self, joining: Joining, args: tuple[Any, ...], kwargs: dict[str, Any], made: Sequence[Tensor]
+    ) -> None:
+        """What a custom function returns, in the order in which it was made: the later may come from the earlier."""
+        ages = {id(tensor): self._known(tensor) for tensor in made}
+        ordered = sorted(made, key=lambda tensor: ages[id(tensor)] or 0)
+        self.joining = joining
+        for at, tensor in enumerate(ordered):
+            own = (tensor,) if ages[id(tensor)] is not None else ()
+            self._record(joining.name, (*args, *ordered[:at], *own), kwargs, (tensor,))
+        self.joining = None
+
+
+def _ignore(node: Node, tensor: Tensor) -> None:
+    """Nobody asked."""
 
 
 def _op_name(func: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,7 @@ from gradflow.recording.residual_ops import (
     counts_as_branch,
     data_inputs,
 )
-from gradflow.recording.residual_sites import Branch, Graph, between, find_bare, find_shaped
+from gradflow.recording.residual_sites import Branch, Graph, between, factors_of, find_bare, find_shaped
 from gradflow.recording.site_measures import OperandProducts, operand_products, scaled_products
 from gradflow.recording.site_operands import Operand, OperandReader, Summed
 from gradflow.trace_model import OverwrittenSkip
@@ -62,6 +63,8 @@ class Site:
     overwritten: OverwrittenSkip | None = None
     overwritten_at: int = -1
     """The node of the op that did it."""
+    joined_by: str = ""
+    """Of an opaque site: what joins skip and branch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class SiteRecorder:
     def attach(self, dataflow: Dataflow) -> None:
         """Say whose nodes to ask."""
         self._dataflow = dataflow
+        dataflow.unseen = self._note_unseen
         self._operands = OperandReader(dataflow, self._factors, self._complements, self._parameters)
         self.graph = Graph(
             nodes=dataflow.nodes,
@@ -178,6 +182,9 @@ class SiteRecorder:
 
     def after(self, node: Node, tensor: Tensor, args: tuple[Any, ...]) -> None:
         """Note what an op was, and where a site's sum went."""
+        if self._dataflow.joining is not None or "::" in node.op:
+            self._note_opaque(node, tensor)
+            return
         if node.op in SUM_OPS and self._pending is not None:
             self._place(self._pending, node, tensor)
             self._pending = None
@@ -218,7 +225,7 @@ class SiteRecorder:
 
     def _take_branches(self, found: Branch) -> None:
         """``x + (a(x) + b(x))``: what looked like a projection beside a branch were two branches."""
-        inner = self.sites.get(_through_values(found.branch, self.graph.nodes))
+        inner = self.sites.get(factors_of(found.branch, self.graph.nodes)[1])
         if inner is not None and inner.found.kind == "projection" and inner.found.source == found.source:
             del self.sites[inner.node]
 
@@ -296,11 +303,16 @@ class SiteRecorder:
     def _place(self, site: Site, node: Node, tensor: Tensor) -> None:
         if site.inputs is not None:
             node.inputs, node.parameters = site.inputs, ()
-        site.node = node.index
-        site.call = self._calls(node.module)
+        if self._dataflow.functions:
+            self._make_opaque(site, self._dataflow.functions[-1])
         if site.split is not None:
             site.split.add_sum(tensor)
         node.source = user_source()
+        self._settle(site, node, tensor)
+
+    def _settle(self, site: Site, node: Node, tensor: Tensor) -> None:
+        site.node = node.index
+        site.call = max(self._calls(node.module) - (not self._scopes), 0)
         if node.probe is None:
             node.probe = self._probe(_hookable(tensor) if site.in_place else tensor)
         source = self.graph.nodes[site.found.source]
@@ -309,6 +321,40 @@ class SiteRecorder:
             if alive is not None and alive.is_floating_point():
                 source.probe = self._probe(alive)
         self.sites[node.index] = site
+
+    def _note_opaque(self, node: Node, tensor: Tensor) -> None:
+        """What a custom function or another library's op returned: did it join a stream and a branch of it?"""
+        joining = self._dataflow.joining
+        if joining is not None and next(reversed(self.sites), -1) >= joining.start:
+            # Its forward was seen to add. What it returns is the sum, with a gradient.
+            inner = next(
+                (i for i in node.inputs if i in self.sites and self._dataflow.is_of(i, tensor)), None
+            )
+            if inner is not None:
+                site, node.source = self.sites.pop(inner), self.graph.nodes[inner].source
+                self._settle(site, node, tensor)
+        elif self._scopes:
+            self._join(node, tensor, node.op if joining is None else joining.name)
+
+    def _note_unseen(self, node: Node, tensor: Tensor) -> None:
+        """A scripted or compiled function is seen by nothing but the graph that autograd keeps."""
+        self._join(node, tensor, "an unseen op")
+
+    def _join(self, node: Node, tensor: Tensor, name: str) -> None:
+        nodes = self.graph.nodes
+        alike = [i for i in dict.fromkeys(node.inputs) if nodes[i].from_data and nodes[i].shape == node.shape]
+        for left, right in combinations(alike, 2):
+            found = find_bare(left, right, self.graph)
+            if found is not None and node.shape and node.floating:
+                site = self._site(found, None, False)
+                self._make_opaque(site, name)
+                node.source = user_source()
+                self._settle(site, node, tensor)
+                return
+
+    def _make_opaque(self, site: Site, name: str) -> None:
+        site.found, site.joined_by = replace(site.found, kind="opaque"), name
+        site.split = GradientSplit(note=f"joined inside {name}, which is not looked into")
 
     def _overwritten(self, found: Branch, *, skip_is_left: bool) -> tuple[OverwrittenSkip | None, int]:
         """The first in-place op of the running forward that wrote over what the skip carries, and its node.

@@ -113,7 +113,7 @@ def _with_facts(record: ResidualRecord, site: Site, context: _Context) -> Residu
         record,
         norm_placement=facts.norm_placement,
         activation_after=facts.activation_after,
-        added_by=_added_by(context.graph.nodes[site.node].op),
+        added_by=site.joined_by or _added_by(context.graph.nodes[site.node].op),
         resets_stream=facts.resets_stream,
         shortcut=facts.shortcut,
         branch_factors=facts.branch_factors,

@@ -99,8 +99,7 @@ def between(source: int, branch: int, nodes: Sequence[Node]) -> tuple[int, ...]:
 
 def parallel_branches(branch: int, source: int, nodes: Sequence[Node]) -> int:
     """How many branches of one source an operand is the sum of: attention and MLP side by side make two."""
-    while nodes[branch].op in VALUE_OPS and len(data_inputs(nodes[branch], nodes)) == 1:
-        branch = data_inputs(nodes[branch], nodes)[0]
+    _, branch = factors_of(branch, nodes)
     node = nodes[branch]
     if node.op in STACKED_SUMS and len(node.inputs) == 1 and nodes[node.inputs[0]].op == "stack":
         sides = nodes[node.inputs[0]].inputs
