@@ -205,6 +205,52 @@ def swinv2() -> Built:
     return tf.Swinv2Model(config), images()
 
 
+def nemotron() -> Built:
+    return tf.NemotronForCausalLM(tf.NemotronConfig(**layered(num_key_value_heads=2))), tokens()
+
+
+def stablelm(*, parallel: bool) -> Built:
+    config = tf.StableLmConfig(**layered(num_key_value_heads=2, use_parallel_residual=parallel))
+    return tf.StableLmForCausalLM(config), tokens()
+
+
+def codegen() -> Built:
+    config = tf.CodeGenConfig(
+        vocab_size=VOCABULARY,
+        n_positions=32,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=4,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return tf.CodeGenForCausalLM(config), tokens()
+
+
+def mpt() -> Built:
+    config = tf.MptConfig(vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=32)
+    return tf.MptForCausalLM(config), tokens()
+
+
+def mobilevit() -> Built:
+    config = tf.MobileViTConfig(
+        image_size=64,
+        patch_size=2,
+        hidden_sizes=[16, 16, 16],
+        neck_hidden_sizes=[8, 12, 16, 16, 16, 16, 32],
+        num_attention_heads=2,
+    )
+    return tf.MobileViTModel(config), images(64)
+
+
+def mobilebert() -> Built:
+    config = tf.MobileBertConfig(
+        **layered(embedding_size=16, intra_bottleneck_size=16, num_feedforward_networks=4)
+    )
+    return tf.MobileBertModel(config), tokens()
+
+
 def hubert() -> Built:
     config = tf.HubertConfig(
         **layered(

@@ -201,6 +201,8 @@ def _fits_shape(index: int, passed: Sequence[int], graph: Graph) -> bool:
         return False
     if is_weight_op(node, nodes):
         return _is_pointwise(node, graph) and not any(is_weight_op(nodes[i], nodes) for i in passed)
+    if node.op in ADD_OPS:
+        return bool(node.parameters)  # a bias
     return node.op in VALUE_OPS or node.op in SHAPING_OPS or node.op in NORM_OPS or node.op in SCALE_OPS
 
 

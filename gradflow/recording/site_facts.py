@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from gradflow.recording.activations import FAMILIES
 from gradflow.recording.dataflow import Node
 from gradflow.recording.norm_ops import is_norm, works_on_statistics
-from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS, data_inputs
+from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, SUB_OPS, VALUE_OPS, data_inputs
 from gradflow.recording.residual_sites import Branch, Graph, factors_of
 from gradflow.recording.weight_ops import CONV_OPS, NORM_OPS, is_weight_op, weights_of
 
 FURTHEST = 32
 """A norm in plain ops has fewer of them: no more are looked at after a sum."""
+STREAMS = ("identity", "scaled", "projection", "opaque")
+"""Kinds whose sum carries a stream on."""
 _WITHOUT_PLACEMENT = ("concat", "opaque")
 _SHORTCUT_WORDS = (
     ("norm", NORM_OPS),
@@ -64,7 +66,7 @@ class FactFinder:
         return SiteFacts(
             norm_placement=placement,
             activation_after=self._activation(node if post is None else post),
-            resets_stream=projected or (not nested and found.source in self._fresh),
+            resets_stream=projected or (found.kind in STREAMS and not nested and found.source in self._fresh),
             shortcut=tuple(_shortcut(found, graph)),
             branch_factors=() if found.kind == "concat" else tuple(_factors(found.branch, graph)),
         )
@@ -122,7 +124,7 @@ class FactFinder:
 
     def _stops_at_norm(self, index: int) -> bool:
         node = self._nodes[index]
-        joins = node.op in ADD_OPS and len(data_inputs(node, self._nodes)) > 1
+        joins = node.index in self._sums or (node.op in ADD_OPS and len(data_inputs(node, self._nodes)) > 1)
         plain = node.op in VALUE_OPS or works_on_statistics(node)
         return joins or not plain or is_norm(node, self._nodes)
 
@@ -157,7 +159,7 @@ def _readers(nodes: Sequence[Node]) -> dict[int, list[int]]:
 
 
 def _stream_sums(sites: Sequence[tuple[int, Branch]]) -> frozenset[int]:
-    return frozenset(node for node, found in sites if found.kind not in ("concat", "gated", "low_rank"))
+    return frozenset(node for node, found in sites if found.kind in STREAMS)
 
 
 def _fresh(nodes: Sequence[Node], sums: Collection[int]) -> frozenset[int]:
@@ -183,8 +185,6 @@ def _norms_within(found: Branch, nodes: Sequence[Node]) -> tuple[bool, bool]:
     for i in found.inside:
         node = nodes[i]
         if is_norm(node, nodes) or not any(j in bare for j in node.inputs):
-            continue
-        if works_on_statistics(node) and not node.parameters and _is_smaller(node, nodes[found.source]):
             continue
         bare.add(i)
         meets_layer = meets_layer or is_weight_op(node, nodes)
@@ -214,7 +214,7 @@ def _ends_in_norm(index: int, source: int, nodes: Sequence[Node]) -> bool:
         if is_norm(node, nodes):
             return True
         data = [i for i in data_inputs(node, nodes) if i >= source]
-        if node.op in ADD_OPS and len(data) == 2:
+        if node.op in ADD_OPS | SUB_OPS and len(data) == 2:
             return all(_ends_in_norm(i, source, nodes) for i in data)
         if len(data) != 1 or data[0] == source or node.op not in VALUE_OPS | SCALE_OPS | ADD_OPS:
             return False
