@@ -124,7 +124,8 @@ def factors_of(index: int, nodes: Sequence[Node]) -> tuple[tuple[int, ...], int]
         node = nodes[index]
         data = data_inputs(node, nodes)
         if is_norm(node, nodes):
-            affine = bool(found) and nodes[found[-1]].module == node.module
+            last = nodes[found[-1]] if found and node.op in SCALE_OPS else node
+            affine = last is not node and last.module == node.module and bool(weights_of(last, nodes))
             return tuple(found[:-1] if affine else found), found[-1] if affine else index
         if len(data) != 1 or not (node.op in VALUE_OPS or node.op in SCALE_OPS):
             return tuple(found), index
