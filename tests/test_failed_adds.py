@@ -239,6 +239,10 @@ SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "alpha": lambda x, f: torch.add(x, f, alpha=0.5),
     "x - f": lambda x, f: x - f,
     "scaled": lambda x, f: 0.5 * x + f,
+    "scaled branch": lambda x, f: x + 0.1 * f,
+    "sum": lambda x, f: sum([x, f]),
+    "lerp": lambda x, f: torch.lerp(x, f, 0.5),
+    "addcmul": lambda x, f: torch.addcmul(x, f, torch.ones(())),
 }
 
 

@@ -24,7 +24,18 @@ from gradflow.recording.sources import shown_path
 from gradflow.recording.tracebacks import frames, is_user_file, user_traceback
 from gradflow.recording.weight_ops import CONV_OPS, is_weight_op, weights_of
 
-_JOINING = ADD_OPS | {"sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "lerp", "lerp_"}
+_JOINING = ADD_OPS | {
+    "sub",
+    "sub_",
+    "__sub__",
+    "__rsub__",
+    "__isub__",
+    "rsub",
+    "lerp",
+    "lerp_",
+    "addcmul",
+    "addcmul_",
+}
 _KINDS = ("identity", "scaled", "projection", "low_rank")
 _SLICES = frozenset({"__getitem__", "chunk", "split", "narrow", "select", "unbind", "index_select"})
 _RESIZES = frozenset({"interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle"})
@@ -67,7 +78,8 @@ def explain_failed_add(
         left, right = nodes
         if left is None or right is None or not (left.from_data and right.from_data):
             return None
-        found = find_bare(left.index, right.index, graph) or find_shaped(left.index, right.index, graph)
+        sides = _behind_nothing(left, graph), _behind_nothing(right, graph)
+        found = find_bare(*sides, graph) or find_shaped(*sides, graph)
         if found is None or found.kind not in _KINDS:
             return None
         failed = _failed_add(raised, module, found, graph)
@@ -75,6 +87,13 @@ def explain_failed_add(
         message = f"GF207 shortcut-shape: {sentence(failed)}. {advice(failed)}{doubts}"
         return ResidualShapeError(message, failed, trace_text=user_traceback(error))
     return None
+
+
+def _behind_nothing(node: Node, graph: Graph) -> int:
+    """What a number was added to: ``sum([x, f])`` starts with 0 + x."""
+    while node.op in ADD_OPS and len(node.inputs) == 1 and not node.parameters:
+        node = graph.nodes[node.inputs[0]]
+    return node.index
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
