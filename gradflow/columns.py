@@ -117,6 +117,9 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
     Column("requires_grad", Kind.BOOLEAN, ""),
     Column("in_optimizer", Kind.BOOLEAN, ""),
     *_text("cut_op", "cut_module", "cut_where", "cut_source"),
+    *_number("ratio", "update_ratio"),
+    *_number("share", "update_lost"),
+    *_number("ratio", "gradient_to_eps"),
 )
 
 FINDING_COLUMNS: tuple[Column, ...] = (

@@ -188,6 +188,9 @@ def _parameter_row(parameter: ParameterRecord) -> Row:
         "cut_module": cut.module,
         "cut_where": cut.where,
         "cut_source": cut.source,
+        "update_ratio": parameter.update_ratio,
+        "update_lost": parameter.update_lost,
+        "gradient_to_eps": parameter.gradient_to_eps,
     }
 
 

@@ -125,6 +125,12 @@ class ParameterRecord:
     """None where no optimizer is known ("not checked")."""
     cut: GraphCut | None = None
     """Set where an op consumed the parameter and the path to the loss is cut."""
+    update_ratio: float | None = None
+    """U: ||W' - W|| / ||W|| of one true step of the optimizer; None for a zero parameter or a rate of 0."""
+    update_lost: float | None = None
+    """Share of the elements with a gradient that the step left as they were; float16 and bfloat16 only."""
+    gradient_to_eps: float | None = None
+    """r: RMS of the gradient's elements that are not 0, over the eps of an optimizer like Adam."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,6 +427,8 @@ class RunInfo:
     sources: tuple[tuple[str, str], ...] = ()
     """Fully qualified name and "models/net.py:31", the line that defines the module's class; only classes of the
     user's own files. Any other module belongs to the nearest one around it that is here."""
+    optimizer_steps: int | None = None
+    """Steps that the optimizer had taken before the one measured; None where none was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,14 +50,22 @@ def probe(outputs: torch.Tensor, _batch: Batch) -> torch.Tensor:
     return (outputs * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))).sum()
 
 
+PROBE = Loss(description="probe", compute=probe, is_probe=True)
+
+
+def own_loss(function: Any) -> Loss:
+    return Loss(description="loss() of model.py", compute=lambda out, batch: function(out, batch.args[0]))
+
+
 def recorded(module: Any) -> Trace:
     target = Target(
         name="model.py",
         module=module.model,
         batches=(Batch(args=(module.example_inputs,), kwargs={}),),
         inputs_from="example_inputs",
-        loss=Loss(description="probe", compute=probe, is_probe=True),
+        loss=own_loss(module.loss) if hasattr(module, "loss") else PROBE,
         forward=lambda model, batch: model(*batch.args, **batch.kwargs),
+        optimizer=module.make_optimizer(module.model) if hasattr(module, "make_optimizer") else None,
     )
     return record(target, trained=getattr(module, "trained", False))
 

@@ -25,6 +25,7 @@ FAULTY = {
     "dead_relu": ("GF301", Severity.ERROR, "act2"),
     "nan_producer": ("GF303", Severity.ERROR, "frontend"),
     "saturated_attention": ("GF305", Severity.ERROR, "blocks.2.attention"),
+    "lost_updates": ("GF402", Severity.ERROR, "embedding"),
     "small_batch_norm": ("GF403", Severity.ERROR, "norm1"),
 }
 HEALTHY = (
@@ -50,7 +51,8 @@ def inspected(name: str) -> gradflow.Report:
     torch.manual_seed(0)
     file = load(name)
     model = file.model if hasattr(file, "model") else file.build_model()
-    return gradflow.inspect(model, tuple(file.get_inputs()), getattr(file, "loss", None))
+    optimizer = file.make_optimizer(model) if hasattr(file, "make_optimizer") else None
+    return gradflow.inspect(model, tuple(file.get_inputs()), getattr(file, "loss", None), optimizer=optimizer)
 
 
 def root_causes(name: str) -> list[Finding]:

@@ -30,6 +30,7 @@ from gradflow.recording.snapshot import Snapshot, preserved
 from gradflow.recording.sources import class_sources
 from gradflow.recording.steps import Job, blamed_on, find_origins, prove_overwrites, run_step
 from gradflow.recording.target import Batch, Target
+from gradflow.recording.updates import Updates, with_updates
 from gradflow.trace_model import NonFiniteOrigin, ResidualRecord, RunInfo, Trace
 
 Progress = Callable[[str], None]
@@ -74,12 +75,12 @@ def record(
                 module.train(mode == "train")
             job = _job(target, module, snapshot)
             recorded = tuple(_steps(job, steps, seed, say))
-            median = median_step(recorded)
+            median, updates = with_updates(job, median_step(recorded), target.batches, seed, steps)
             origins = _origins(job, recorded, seed, say)
             residuals = _proved(job, recorded, median.residuals, seed, say)
             without = None if ablation is None else ablate(job, median.residuals, steps, seed, ablation)
             apart = _paths(job, median.residuals, seed, paths, say)
-            run = _run_info(job, recorded, seed=seed, trained=trained, notes=notes)
+            run = _run_info(job, recorded, updates, seed=seed, trained=trained, notes=notes)
     return Trace(
         run=run,
         layers=median.layers,
@@ -266,7 +267,13 @@ def _batch_size(batch: Batch) -> int:
 
 
 def _run_info(
-    job: Job, recorded: tuple[StepRecord, ...], *, seed: int, trained: bool, notes: tuple[str, ...]
+    job: Job,
+    recorded: tuple[StepRecord, ...],
+    updates: Updates,
+    *,
+    seed: int,
+    trained: bool,
+    notes: tuple[str, ...],
 ) -> RunInfo:
     target, module = job.target, job.module
     parameters = tuple(module.parameters())
@@ -293,7 +300,8 @@ def _run_info(
         trained=trained,
         gradflow_version=__version__,
         torch_version=torch.__version__,
-        notes=(*target.notes, *notes),
+        notes=(*target.notes, *notes, *([updates.note] if updates.note else [])),
+        optimizer_steps=updates.steps,
         sources=class_sources(job.layout.names),
     )
 

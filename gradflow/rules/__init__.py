@@ -21,6 +21,8 @@ from gradflow.rules.gf302_saturated_units import RULE as GF302
 from gradflow.rules.gf303_non_finite_activation import RULE as GF303
 from gradflow.rules.gf304_collapsed_representation import RULE as GF304
 from gradflow.rules.gf305_attention_collapse import RULE as GF305
+from gradflow.rules.gf401_update_ratio import RULE as GF401
+from gradflow.rules.gf402_lost_update import RULE as GF402
 from gradflow.rules.gf403_batch_norm_batch import RULE as GF403
 from gradflow.rules.rule import Rule
 
@@ -41,6 +43,8 @@ RULES: tuple[Rule, ...] = (
     GF303,
     GF304,
     GF305,
+    GF401,
+    GF402,
     GF403,
 )
 

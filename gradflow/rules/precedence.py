@@ -98,6 +98,13 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     # Branches that add nothing, or are dead, are what makes the paths of the gradient short.
     Consequence(cause="GF201", effects=("GF206",), region=anywhere, least=Severity.INFO),
     Consequence(cause="GF204", effects=("GF206",), region=anywhere),
+    # The optimizer does what the gradient and the precision leave it to do.
+    Consequence(cause="GF303", effects=("GF401", "GF402"), region=anywhere),
+    Consequence(cause="GF104", effects=("GF401", "GF402"), region=anywhere),
+    Consequence(cause="GF403", effects=("GF401",), region=reaches_upstream, only=TOO_FEW_VALUES),
+    Consequence(cause="GF101", effects=("GF401", "GF402"), region=anywhere, least=Severity.WARNING),
+    Consequence(cause="GF102", effects=("GF401",), region=anywhere, least=Severity.WARNING),
+    Consequence(cause="GF402", effects=("GF401",), region=anywhere, least=Severity.WARNING),
     # A growing stream (GF202) and the gradient that grows with it (GF102) are both reported.
 )
 
