@@ -313,6 +313,20 @@ def test_a_wrong_option_is_one_sentence(model_file: Path, arguments: tuple[str, 
     assert words in error
 
 
+def test_what_was_asked_for_and_cannot_be_had_is_said(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.py"
+    plain.write_text("from torch import nn\nmodel = nn.Sequential(nn.Linear(8, 8), nn.Tanh())\n")
+    code, out, error = invoke("anatomy", plain, "--ablate", "--input", "4x8")
+    assert code == 0
+    assert "Sequential has no residual site" in out
+    assert "nothing was ablated" in error
+    report = pre_norm()
+    noted = replace(
+        report, trace=replace(report.trace, paths_note="the model differentiates inside its forward")
+    )
+    assert "exact   not measured: the model differentiates inside" in screen(noted, 140)
+
+
 def test_the_cost_of_the_greedy_order_is_said_first(model_file: Path) -> None:
     code, _, error = invoke("anatomy", model_file, "--ablate", "greedy", "--input", "4x8")
     assert code == 0

@@ -77,6 +77,12 @@ def anatomy(
         trained = trained or checkpoint is not None
         with failures_delivered(target, place, config):
             trace = _recorded(target, wanted, steps, trained, ablate, ablate_top, paths)
+        if ablate and trace.ablation is None:
+            print(
+                "gradflow: nothing was ablated: the model has no identity, projection or scaled site, whose branch "
+                "could be left out",
+                file=sys.stderr,
+            )
     report = analyze(trace, config)
     deliver(report, place)
     return 1 if report.fails(config.fail_on) else 0

@@ -38,6 +38,9 @@ def stream_lines(report: Report, screen: Screen) -> list[Text]:
     for at, stream in enumerate(shown):
         lines += [Text("")] if lines else []
         lines += _stream(report, stream, screen, chart=at == 0 or screen.show_all)
+    if report.trace.paths_note:
+        note = f"not measured: {one_line(report.trace.paths_note)}"
+        lines += hanging(Text.assemble("  ", ("exact   ", LABEL)), note, screen.width)
     if len(streams) > len(shown):
         lines.append(Text(f"  … {count_text(len(streams) - len(shown), 'shorter stream')}: --all"))
     return lines
