@@ -185,3 +185,57 @@ def repvgg() -> Built:
     return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), RepVGGBlock(8), RepVGGBlock(8)), torch.randn(
         BATCH, 3, 8, 8
     )
+
+
+class PairBiased(nn.Module):
+    """Attention with a bias a pair, ``softmax(q k / s + linear(pairs)) v``; no skip of its own."""
+
+    def __init__(self, width: int, pairs: int) -> None:
+        super().__init__()
+        self.norm, self.bias = nn.LayerNorm(width), nn.Linear(pairs, 1)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, pairs: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+        scores = (scores + self.bias(pairs).squeeze(-1)).masked_fill(mask, -1e9)
+        return self.out(F.softmax(scores, dim=-1) @ v)
+
+
+class PairFormer(nn.Module):
+    """Tokens that see their pairs, as in a structure predictor: the pairs come from the tokens."""
+
+    def __init__(self, width: int = 16, pairs: int = 8) -> None:
+        super().__init__()
+        self.embed, self.left, self.right = (nn.Linear(width, n) for n in (width, pairs, pairs))
+        self.layers = nn.ModuleList(PairBiased(width, pairs) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        pairs = self.left(x)[:, :, None] * self.right(x)[:, None]
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        for layer in self.layers:
+            x = layer(x, pairs, mask)
+        return x
+
+
+def pair_bias() -> Built:
+    return PairFormer(), torch.randn(BATCH, 6, 16)
+
+
+class ExpandedBias(nn.Module):
+    """A bias that takes its shape from the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.biases = nn.ParameterList(torch.zeros(8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, bias in zip(self.layers, self.biases, strict=True):
+            x = torch.tanh(layer(x) + bias.to(x).expand_as(x))
+        return x
+
+
+def expanded_bias() -> Built:
+    return ExpandedBias(), torch.randn(BATCH, 8)

@@ -264,3 +264,23 @@ def hubert() -> Built:
         )
     )
     return tf.HubertModel(config), {"input_values": torch.randn(BATCH, 800)}
+
+
+def gpt_neox_japanese() -> Built:
+    config = tf.GPTNeoXJapaneseConfig(**layered(intermediate_multiple_size=2, **FOUR))
+    return tf.GPTNeoXJapaneseForCausalLM(config), tokens()
+
+
+def cpmant() -> Built:
+    config = tf.CpmAntConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_attention_heads=4,
+        dim_head=8,
+        dim_ff=64,
+        num_hidden_layers=4,
+        prompt_length=4,
+        prompt_types=4,
+        segment_types=4,
+    )
+    return tf.CpmAntForCausalLM(config), {"input_ids": tokens()["input_ids"]}

@@ -125,6 +125,11 @@ DECODERS = {
     "Falcon, sequential": Row(
         build=deep.falcon_sequential, identity=4
     ),  # parallel_attn=False: dropout_add twice
+    # bias_dropout_add of attention and MLP; the last layer adds `bias.expand_as(residual)` before.
+    "GPT-NeoX Japanese": Row(build=deep.gpt_neox_japanese, identity=8),
+    # `hidden + outputs` of attention and FFN. The position bias is made from the ids' segments, and added to the
+    # scores of every layer.
+    "CPM-Ant": Row(build=deep.cpmant, identity=8),
 }
 
 ENCODERS = {
@@ -190,6 +195,12 @@ WITHOUT = {
     "LoRA": Row(build=free.lora, labelled={"low_rank": 2}),  # `base(x) + b(a(x))`, nothing that bends
     # `dense(x) + pointwise(x)`: two linear maps of x side by side are one linear map; nothing bends in either.
     "RepVGG": Row(build=free.repvgg),
+    # The pairs reach the scores of layers 2 and 3 through the layers before: `scores + bias(pairs)` is read by a
+    # softmax alone, and so it is no stream.
+    "attention with a pair bias": Row(build=free.pair_bias),
+    "a bias with the stream's shape": Row(
+        build=free.expanded_bias
+    ),  # `bias.expand_as(x)` takes no value of x
 }
 
 ROWS = (

@@ -36,6 +36,8 @@ randint_like
 """
 BLANK_OPS = frozenset(_BLANKS.split())
 """Ops that take a tensor for its shape alone: none of its values goes in."""
+LIKE_OPS = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
+"""Ops that take every tensor but the first for its shape or dtype alone."""
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _OWN_FOLDER = str(Path(__file__).parent.parent)
 _HELPERS = (_TORCH_FOLDER, _OWN_FOLDER, "<")
@@ -183,8 +185,8 @@ class Dataflow(TorchFunctionMode):
     ) -> None:
         inputs: list[int] = []
         parameters: list[int] = []
-        self._add_origins(args, inputs, parameters)
-        if kwargs:
+        self._add_origins(args[:1] if op in LIKE_OPS else args, inputs, parameters)
+        if kwargs and op not in LIKE_OPS:
             self._add_origins(tuple(kwargs.values()), inputs, parameters)
         origin, consumed = tuple(inputs), tuple(parameters)
         for tensor in results:

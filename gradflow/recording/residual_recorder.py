@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradflow.recording.attention_scores import are_scores
 from gradflow.recording.dataflow import Dataflow, Frame, Node, user_frames, user_source
 from gradflow.recording.gradient_split import GradientSplit, start_split
 from gradflow.recording.overwritten import describe_overwrite
@@ -129,12 +130,21 @@ class SiteRecorder:
         return [site for site in self.in_order() if site.found.kind in kinds and not site.broadcast]
 
     def end_forward(self, *, split: bool) -> None:
-        """Have the gradient at every site split, where asked to; call it between forward and backward."""
+        """Have the gradient at every site split, where asked to; call it between forward and backward.
+
+        Only then is it known who reads a sum, and attention scores with a bias made from data are no site.
+        """
         self._operands.release()
         self._drop_errors()
+        self._drop_scores()
         for site in self.sites.values():
             if split and site.split is not None:
                 site.split.listen()
+
+    def _drop_scores(self) -> None:
+        nodes = self.graph.nodes
+        for index in [i for i, site in self.sites.items() if are_scores(i, site.found.branch, nodes)]:
+            del self.sites[index]
 
     def _drop_errors(self) -> None:
         """``(x - f(x)).square()`` measures how far f(x) is from x; nothing else reads the difference."""
