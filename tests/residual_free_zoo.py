@@ -228,12 +228,13 @@ class ExpandedBias(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.lasts = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
         self.biases = nn.ParameterList(torch.zeros(8) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer, bias in zip(self.layers, self.biases, strict=True):
-            x = torch.tanh(layer(x) + bias.to(x).expand_as(x))
+        for layer, last, bias in zip(self.layers, self.lasts, self.biases, strict=True):
+            x = last(torch.tanh(layer(x))) + bias.to(x).expand_as(x)
         return x
 
 
