@@ -262,6 +262,7 @@ def test_inputs_and_losses_that_do_not_fit(
         ("--checkpoint no.pt", ["--checkpoint no.pt: no such file"]),
         ("--checkpoint corrupt.pt", ["--checkpoint corrupt.pt is not a torch file", "damaged"]),
         ("--checkpoint cut.pt", ["--checkpoint cut.pt is not a torch file", "damaged"]),
+        ("--checkpoint text.pt", ["text.pt is not a torch file, or is damaged: its bytes cannot be read"]),
         ("--checkpoint corrupt.safetensors", ["corrupt.safetensors is not a safetensors file"]),
         ("--checkpoint object.pt", ["object.pt holds more than tensors", "state_dict"]),
         ("--checkpoint list.pt", ["list.pt holds no state dict"]),
@@ -275,6 +276,7 @@ def test_options_that_are_wrong(folder: Folder, arguments: str, words: list[str]
 
     folder.write(net())
     (folder.path / "corrupt.pt").write_bytes(b"not a checkpoint")
+    (folder.path / "text.pt").write_bytes(b"hello")
     (folder.path / "cut.pt").write_bytes(b"\x80\x02.")
     (folder.path / "corrupt.safetensors").write_bytes(b"not a checkpoint")
     torch.save(torch.nn.Linear(2, 2), folder.path / "object.pt")

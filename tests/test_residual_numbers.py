@@ -287,6 +287,24 @@ def test_a_branch_that_is_zero_at_first_says_what_opens_it(how: str, opened_by: 
     assert site.opened_by == opened_by
 
 
+# Row 15, the other half: which parameters of the branch get a gradient at all.
+@pytest.mark.parametrize(
+    ("how", "moved"),
+    [
+        ("ReZero", {"alpha"}),
+        ("zero gamma", {"bn.weight", "bn.bias"}),
+        ("Fixup", {"two.weight", "two.bias"}),
+        ("dead", {"two.bias"}),
+    ],
+)
+def test_a_branch_that_is_zero_at_first_has_its_own_pattern_of_gradients(how: str, moved: set[str]) -> None:
+    torch.manual_seed(0)
+    report = gradflow.inspect(nn.Sequential(ZeroGate(how)), torch.randn(16, 8), square)
+    rows = report.parameters.set_index("name").gradient_norm
+    assert {name.removeprefix("0.") for name in rows.index if rows[name] > 0} == moved
+    assert set(rows[[name for name in rows.index if name.removeprefix("0.") not in moved]]) == {0.0}
+
+
 # Row 22: BI = 1 - 1/sqrt(1 + rho^2) for a branch at right angles to its skip.
 @pytest.mark.parametrize("rho", [0.1, 0.5, 1.0, 2.0])
 def test_block_influence_of_an_orthogonal_branch(rho: float) -> None:

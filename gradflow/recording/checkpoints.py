@@ -66,7 +66,9 @@ def _reason(error: Exception) -> str:
     """Pick the line of torch's message that says what is wrong, out of its advice on ``weights_only``."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("Unsupported")] or lines
-    return said[0] if said else type(error).__name__
+    if not said or isinstance(error, LookupError):  # its message is a key, which says nothing by itself
+        return "its bytes cannot be read"
+    return said[0]
 
 
 def _read_safetensors(file: Path) -> Any:
