@@ -75,6 +75,7 @@ def test_both_distances_by_hand(first: Callable[[Tensor], Tensor], plain: Callab
 
 
 JOINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+    "x - out": (lambda x, out: x - out, -1.0),
     "out + x": (lambda x, out: out + x, 1.0),
     "out += x": (lambda x, out: out.add_(x), 1.0),
     "scaled": (lambda x, out: 0.5 * x + out, 0.5),
@@ -92,6 +93,31 @@ def test_however_the_add_is_written(join: Callable[[Tensor, Tensor], Tensor], fa
         branch = model[1].linear(torch.relu(x))
     distance = (factor * (torch.relu(x) - x)).norm() / (factor * x + branch).norm()
     assert found.distance == pytest.approx(distance.item(), rel=1e-12)
+
+
+def test_an_add_with_weights_has_a_change_and_no_distance() -> None:
+    found = overwritten(
+        stem(torch.relu_, lambda x, out: torch.add(x, out, alpha=0.5)),
+        torch.randn(8, 16, dtype=torch.float64),
+    )
+    assert found is not None and found.change is not None and found.distance is None
+
+
+class Parallel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(torch.relu_(x))
+        return x + a + self.b(x)
+
+
+def test_a_second_branch_does_not_clear_the_first() -> None:
+    report = gradflow.inspect(nn.Sequential(nn.Linear(16, 16), Parallel()), torch.randn(8, 16))
+    assert report.residuals["branches"].tolist() == [2]
+    (finding,) = [finding for finding in report.findings if finding.rule == "GF203"]
+    assert finding.severity == "warning"
 
 
 def test_a_skip_that_is_thinned_out_has_a_change_and_no_distance() -> None:

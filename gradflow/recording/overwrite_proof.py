@@ -16,10 +16,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradflow.recording.dataflow import Dataflow
-from gradflow.recording.residual_ops import SCALE_OPS
+from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, SUB_OPS
 from gradflow.recording.residual_recorder import Site
 from gradflow.recording.residual_sites import Graph
 from gradflow.recording.weight_ops import weights_of
+
+Signs = tuple[float, float]
+
+SIGNS: dict[str, Signs] = dict.fromkeys(ADD_OPS, (1.0, 1.0)) | dict.fromkeys(SUB_OPS, (1.0, -1.0))
+"""With which sign the first and the second operand enter what an op returns; other ops are not followed."""
 
 _SLACK = 8
 """Tensors of unknown origin that get a node of their own just before an op's."""
@@ -34,6 +39,7 @@ class AccusedSite:
     overwrite: int
     """What the in-place op made."""
     skip: int
+    """Of the tensor that the add is handed for it, as ``branch``."""
     branch: int
     factor: float | None
     """On the skip; None where it is no number."""
@@ -53,8 +59,8 @@ def accused_sites(sites: Iterable[Site], graph: Graph) -> tuple[AccusedSite, ...
         AccusedSite(
             order=order,
             overwrite=site.overwritten_at,
-            skip=site.found.skip,
-            branch=site.found.branch,
+            skip=site.handed,
+            branch=site.branch_handed,
             factor=_factor(site, graph),
         )
         for order, site in enumerate(sites)
@@ -95,7 +101,9 @@ class OverwriteWitness(TorchFunctionMode):
         kept = self._copy(target) if target is not None and self._is_near() else None
         tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
         if len(tensors) == 2:
-            self._measure(*tensors)
+            alone = "alpha" not in (kwargs or {})
+            signs = SIGNS.get(getattr(func, "__name__", "")) if alone else None
+            self._measure(tensors[0], tensors[1], signs)
         result = func(*args, **(kwargs or {}))
         if kept is not None and target is not None and result is target:
             node = self._dataflow.node_of(target)
@@ -111,29 +119,34 @@ class OverwriteWitness(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             return tensor.detach().clone()
 
-    def _measure(self, left: Tensor, right: Tensor) -> None:
+    def _measure(self, left: Tensor, right: Tensor, signs: Signs | None) -> None:
         nodes = [self._dataflow.node_of(left), self._dataflow.node_of(right)]
         indices = [None if node is None else node.index for node in nodes]
         site = self._by_operands.get(frozenset(index for index in indices if index is not None))
         if site is None or site.overwrite not in self._kept:
             return
-        skip, branch = (left, right) if indices[0] == site.skip else (right, left)
+        first = indices[0] == site.skip
+        skip, branch = (left, right) if first else (right, left)
+        if signs is not None and not first:
+            signs = signs[::-1]
         before, written = self._kept.pop(site.overwrite)
         with torch._C.DisableTorchFunction(), torch.no_grad():
             self.proofs[site.order] = _proof(
-                before, written.detach(), skip.detach(), branch.detach(), site.factor
+                before, written.detach(), skip.detach(), branch.detach(), site.factor, signs
             )
 
 
-def _proof(before: Tensor, written: Tensor, skip: Tensor, branch: Tensor, factor: float | None) -> Proof:
+def _proof(
+    before: Tensor, written: Tensor, skip: Tensor, branch: Tensor, factor: float | None, signs: Signs | None
+) -> Proof:
     x, after = before.double(), written.double()
     change = _ratio(_norm(after - x), _norm(x))
-    if factor is None or skip.shape != x.shape or branch.shape != x.shape:
+    if factor is None or signs is None or skip.shape != x.shape or branch.shape != x.shape:
         return Proof(change=change, distance=None)
     carried, meant = skip.double(), factor * x
     if not torch.allclose(carried, factor * after, rtol=1e-2, atol=1e-6):
         return Proof(change=change, distance=None)  # thinned out or moved on its way: not the same elements
-    distance = _ratio(_norm(carried - meant), _norm(meant + branch.double()))
+    distance = _ratio(_norm(carried - meant), _norm(signs[0] * meant + signs[1] * branch.double()))
     return Proof(change=change, distance=distance)
 
 

@@ -62,6 +62,8 @@ class Site:
     split: GradientSplit | None = None
     """None where skip and branch are not summed."""
     overwritten: OverwrittenSkip | None = None
+    branch_handed: int = -1
+    """The node of the tensor that the add was handed for its branch."""
     overwritten_at: int = -1
     """The node of the op that did it."""
     joined_by: str = ""
@@ -222,6 +224,7 @@ class SiteRecorder:
         skip, branch = (left, right) if first else (right, left)
         site = self._site(found, self._products(skip, branch), in_place)
         site.handed, site.skip_tensor, site.skip_factor = skip.handed, skip.reference, skip.factor
+        site.branch_handed = branch.handed
         site.split = start_split(self._dataflow.tensor_of(found.source), branch.landings())
         site.overwritten, site.overwritten_at = self._overwritten(found, skip_is_left=first)
         if found.kind in ("identity", "scaled"):
@@ -262,6 +265,7 @@ class SiteRecorder:
             site = self._site(found, self._joined_products(earlier, total, added), in_place)
             site.branches, site.handed = earlier.branches + 1, earlier.handed
             site.skip_tensor, site.skip_factor = earlier.skip_tensor, earlier.skip_factor
+            site.overwritten, site.overwritten_at = earlier.overwritten, earlier.overwritten_at
             site.split = earlier.split
             if site.split is not None:
                 site.split.add_branches(added.landings())
