@@ -120,6 +120,7 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
     *_number("ratio", "update_ratio"),
     *_number("share", "update_lost"),
     *_number("ratio", "gradient_to_eps"),
+    *_number("share", "underflow"),
 )
 
 FINDING_COLUMNS: tuple[Column, ...] = (

@@ -191,6 +191,7 @@ def _parameter_row(parameter: ParameterRecord) -> Row:
         "update_ratio": parameter.update_ratio,
         "update_lost": parameter.update_lost,
         "gradient_to_eps": parameter.gradient_to_eps,
+        "underflow": parameter.underflow,
     }
 
 

@@ -131,6 +131,8 @@ class ParameterRecord:
     """Share of the elements with a gradient that the step left as they were; float16 and bfloat16 only."""
     gradient_to_eps: float | None = None
     """r: RMS of the gradient's elements that are not 0, over the eps of an optimizer like Adam."""
+    underflow: float | None = None
+    """Share of the gradient's elements that are 0 and would not be from a larger loss; float16 only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

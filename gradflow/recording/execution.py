@@ -30,6 +30,7 @@ from gradflow.recording.snapshot import Snapshot, preserved
 from gradflow.recording.sources import class_sources
 from gradflow.recording.steps import Job, blamed_on, find_origins, prove_overwrites, run_step
 from gradflow.recording.target import Batch, Target
+from gradflow.recording.underflow import with_underflow
 from gradflow.recording.updates import Updates, with_updates
 from gradflow.trace_model import NonFiniteOrigin, ResidualRecord, RunInfo, Trace
 
@@ -75,7 +76,8 @@ def record(
                 module.train(mode == "train")
             job = _job(target, module, snapshot)
             recorded = tuple(_steps(job, steps, seed, say))
-            median, updates = with_updates(job, median_step(recorded), target.batches, seed, steps)
+            median = with_underflow(job, median_step(recorded), target.batches[0], seed)
+            median, updates = with_updates(job, median, target.batches, seed, steps)
             origins = _origins(job, recorded, seed, say)
             residuals = _proved(job, recorded, median.residuals, seed, say)
             without = None if ablation is None else ablate(job, median.residuals, steps, seed, ablation)

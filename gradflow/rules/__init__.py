@@ -9,6 +9,7 @@ from gradflow.rules.gf101_vanishing_gradient import RULE as GF101
 from gradflow.rules.gf102_exploding_gradient import RULE as GF102
 from gradflow.rules.gf103_no_gradient import RULE as GF103
 from gradflow.rules.gf104_non_finite_gradient import RULE as GF104
+from gradflow.rules.gf105_low_precision_underflow import RULE as GF105
 from gradflow.rules.gf201_near_identity_block import RULE as GF201
 from gradflow.rules.gf202_residual_growth import RULE as GF202
 from gradflow.rules.gf203_overwritten_skip import RULE as GF203
@@ -31,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     GF102,
     GF103,
     GF104,
+    GF105,
     GF201,
     GF202,
     GF203,

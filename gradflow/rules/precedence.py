@@ -98,6 +98,11 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     # Branches that add nothing, or are dead, are what makes the paths of the gradient short.
     Consequence(cause="GF201", effects=("GF206",), region=anywhere, least=Severity.INFO),
     Consequence(cause="GF204", effects=("GF206",), region=anywhere),
+    # What is too small for float16 may be small because the gradient vanishes.
+    Consequence(cause="GF104", effects=("GF105",), region=anywhere),
+    Consequence(cause="GF303", effects=("GF105",), region=anywhere),
+    Consequence(cause="GF101", effects=("GF105",), region=anywhere, least=Severity.WARNING),
+    Consequence(cause="GF105", effects=("GF401",), region=anywhere, least=Severity.WARNING),
     # The optimizer does what the gradient and the precision leave it to do.
     Consequence(cause="GF303", effects=("GF401", "GF402"), region=anywhere),
     Consequence(cause="GF104", effects=("GF401", "GF402"), region=anywhere),
