@@ -31,7 +31,7 @@ from gradflow.reporters.anatomy_forms import anatomy_reporters
 from gradflow.reporters.anatomy_rows import ONE_BY_ONE, skeleton_rows
 from gradflow.reporters.anatomy_stream import path_chart
 from gradflow.reporters.op_text import branch_text
-from gradflow.reporters.screen import Screen
+from gradflow.reporters.screen import Screen, encodable
 from gradflow.trace_model import Ablation, BranchAblation, Removal
 from tests.screens import SCREENS, make_finding, make_report
 from tests.test_import_walls import SLOW_TO_LOAD, loaded_by
@@ -110,6 +110,14 @@ def test_no_line_is_wider_than_the_screen(name: str, width: int, show_all: bool)
 def test_colour_adds_nothing_but_colour(name: str) -> None:
     coloured = screen(named(name), 100, colour=True)
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == screen(named(name), 100)
+
+
+@pytest.mark.parametrize("name", [name for name in (*SCREENS, "anatomy") if name != "awkward_names"])
+def test_an_ascii_terminal_gets_the_same_lines(name: str) -> None:
+    plain = screen(named(name), 140)
+    text = encodable(plain, "ascii")
+    assert "\\u" not in text
+    assert [len(line) for line in text.splitlines()] == [len(line) for line in plain.splitlines()]
 
 
 @EVERY
