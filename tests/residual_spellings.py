@@ -111,6 +111,22 @@ class Unseen(torch.autograd.Function):
         return gradient, gradient
 
 
+class WholeBlock(torch.autograd.Function):
+    """The block itself, in torch's ops, with a backward that makes it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(x, first, second)
+        return x + torch.relu(x @ first) @ second
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            x, first, second = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+            total = x + torch.relu(x @ first) @ second
+            return torch.autograd.grad(total, (x, first, second), gradient)
+
+
 def rectified_sum(x: Tensor, f: Tensor) -> Tensor:
     return x + torch.relu(f)
 
@@ -285,6 +301,11 @@ SPELLINGS: dict[str, Found] = {
     # Joined by something with a backward of its own: said so, with no number that was not measured.
     "custom function": Found(
         write=lambda m, x: Joined.apply(x, m.f(x)), kinds=("opaque",), of={"added_by": "Joined"}
+    ),
+    "custom function, the whole block": Found(
+        write=lambda m, x: WholeBlock.apply(x, m.one.weight, m.two.weight),
+        kinds=("opaque",),
+        of={"added_by": "WholeBlock", "span": 2},
     ),
     "custom function, also the norm": Found(
         write=twice_normed, kinds=("opaque", "opaque"), of={"added_by": "JoinedAndNormed"}

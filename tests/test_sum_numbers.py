@@ -186,6 +186,16 @@ def test_what_is_measured_is_what_is_added(name: str) -> None:
         assert close(getattr(row, column), value, 1e-9), (column, getattr(row, column), value)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_left_without_the_branch_is_the_skip_as_it_was_added(name: str) -> None:
+    torch.manual_seed(1)
+    model, inputs = Model(*CASES[name]), torch.randn(4, SIZE, dtype=torch.float64)
+    skip, branch = model.sides(model, model.stem(inputs))
+    change = loss(model.head(skip), inputs) - loss(model.head(skip + branch), inputs)
+    (ablated,) = gradflow.inspect(model, (inputs,), loss, ablate="each").ablation.itertuples()
+    assert close(ablated.loss_change, change.item(), 1e-9)
+
+
 def test_a_fused_sum_costs_no_copy_of_the_stream() -> None:
     """A product that the op makes by itself is measured and let go: a block leaves what it leaves unwatched."""
     held: list[int] = []
