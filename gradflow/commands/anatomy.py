@@ -23,6 +23,7 @@ _OF_A_MODEL = (
     *("ablate", "ablate_top", "paths"),
 )
 """Options that say how to run; a saved trace has been run."""
+_NOTHING_ABLATED = "nothing was ablated: the model has no identity, projection or scaled site, whose branch could be left out"
 
 
 def anatomy(
@@ -78,11 +79,7 @@ def anatomy(
         with failures_delivered(target, place, config):
             trace = _recorded(target, wanted, steps, trained, ablate, ablate_top, paths)
         if ablate and trace.ablation is None:
-            print(
-                "gradflow: nothing was ablated: the model has no identity, projection or scaled site, whose branch "
-                "could be left out",
-                file=sys.stderr,
-            )
+            print(f"gradflow: {_NOTHING_ABLATED}", file=sys.stderr)
     report = analyze(trace, config)
     deliver(report, place)
     return 1 if report.fails(config.fail_on) else 0
