@@ -23,7 +23,9 @@ _OF_A_MODEL = (
     *("ablate", "ablate_top", "paths"),
 )
 """Options that say how to run; a saved trace has been run."""
-_NOTHING_ABLATED = "nothing was ablated: no identity, projection or scaled site has a branch that could be left out"
+_NOTHING_ABLATED = (
+    "nothing was ablated: no identity, projection or scaled site has a branch that could be left out"
+)
 
 
 def anatomy(
