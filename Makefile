@@ -14,7 +14,7 @@ DEV := $(VENV)/.installed-dev
 test test-all: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench readme constraints clean
+.PHONY: help demo test test-all lint format bench readme figures constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ bench: $(DEV) ## What watching costs, and how long a start takes; wants a quiet 
 
 readme: $(RUNTIME) ## Renew the screen in README.md from the real program
 	$(BIN)/python docs/update_readme.py
+
+figures: $(DEV) ## Run and draw the figures of docs/residual.md again: four minutes on one core
+	$(BIN)/python docs/figures/draw.py
 
 constraints: $(DEV) ## Write what .venv holds to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f > constraints.txt
