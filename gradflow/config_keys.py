@@ -155,6 +155,7 @@ KEYS: tuple[Key, ...] = (
     Key(name="loss", takes='"cross-entropy", "mse", "sum" or "probe"', read=_text),
     Key(name="checkpoint", takes="the path of a file of weights", read=_text, project=False),
     Key(name="trained", takes="true or false", read=_flag, default=False),
+    Key(name="shattered", takes="true or false", read=_flag, default=False),
     Key(name="batch-size", takes="a whole number of 1 or more", read=_whole(1)),
     Key(name="device", takes='"cpu", "cuda", "cuda:1" or "mps"', read=_text),
     Key(name="dtype", takes='"float32", "float64", "bfloat16" or "float16"', read=_text),

@@ -27,6 +27,7 @@ def inspect(
     ablate: str | None = None,
     ablate_top: int | None = None,
     paths: bool = False,
+    shattered: bool = False,
 ) -> Report:
     """Run forward and backward once and say where the gradient goes.
 
@@ -47,6 +48,7 @@ def inspect(
         ablate_top: Stop the greedy order after so many removals.
         paths: Also take the gradient of the first step apart by how many branches it came through, exactly:
             ``report.stream.exact``. Costs a backward for each block of a stream, and two.
+        shattered: Also compare the gradients at the input and beside it (GF106). Costs two forwards and backwards.
 
     Raises:
         UsageError: The inputs do not fit, the loss is not a scalar, or ``ablate`` is something else.
@@ -56,6 +58,7 @@ def inspect(
     from gradflow.recording.execution import record
     from gradflow.recording.garbage import collection_paused
     from gradflow.recording.path_passes import PathRequest
+    from gradflow.recording.shattered import with_correlation
     from gradflow.recording.target import target_from_objects
     from gradflow.repair_trials import try_repairs
 
@@ -70,5 +73,7 @@ def inspect(
             ablation=ablation,
             paths=PathRequest() if paths else None,
         )
+        if shattered:
+            trace = with_correlation(target, trace, seed=seed)
         report = analyze(trace, Config())
     return try_repairs(target, report) if try_fixes else report

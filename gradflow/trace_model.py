@@ -532,3 +532,5 @@ class Trace:
     attentions: tuple[AttentionRecord, ...] = ()
     side_trunks: tuple[Trunk, ...] = ()
     """Towers of further inputs, outputs and branches that the trunk does not run through, longest first."""
+    gradient_correlation: float | None = None
+    """C: mean cosine of the input's gradients at x and beside it; None where it was not asked for."""

@@ -98,7 +98,7 @@ def test_the_order_of_the_rows_moves_nothing() -> None:
     ("select", "ignore", "codes"),
     [
         (("GF",), (), [rule.code for rule in RULES]),
-        (("GF1",), (), ["GF101", "GF102", "GF103", "GF104", "GF105"]),
+        (("GF1",), (), ["GF101", "GF102", "GF103", "GF104", "GF105", "GF106"]),
         (("GF103", "GF303"), (), ["GF103", "GF303"]),
         (("gf101",), (), ["GF101"]),
         (("GF",), ("GF1", "GF3", "GF4"), ["GF201", "GF202", "GF203", "GF204", "GF205", "GF206", "GF207"]),

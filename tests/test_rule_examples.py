@@ -16,6 +16,7 @@ from gradflow.config import Config
 from gradflow.failed_add import ResidualShapeError
 from gradflow.findings import Finding, Severity
 from gradflow.recording.execution import record
+from gradflow.recording.shattered import with_correlation
 from gradflow.recording.target import Batch, Loss, Target
 from gradflow.rules import RULES
 from gradflow.rules.gf207_shortcut_shape import failed_add_finding
@@ -67,7 +68,8 @@ def recorded(module: Any) -> Trace:
         forward=lambda model, batch: model(*batch.args, **batch.kwargs),
         optimizer=module.make_optimizer(module.model) if hasattr(module, "make_optimizer") else None,
     )
-    return record(target, trained=getattr(module, "trained", False))
+    trace = record(target, trained=getattr(module, "trained", False))
+    return with_correlation(target, trace) if hasattr(module, "shattered") else trace
 
 
 def findings(module: Any) -> tuple[Finding, ...]:

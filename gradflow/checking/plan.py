@@ -39,6 +39,7 @@ class TargetPlan:
     """How many times it is built and recorded, for the gates."""
     checkpoint: str | None = None
     trained: bool = False
+    shattered: bool = False
     mode: str | None = None
     config: Config
     ignores: tuple[ModuleIgnore, ...] = ()
@@ -153,6 +154,7 @@ def _planned(
         steps=values["steps"],
         seeds=values["seeds"] or (GATE_SEEDS if values["max-regression"] else 1),
         checkpoint=values["checkpoint"],
+        shattered=values["shattered"],
         trained=values["trained"] or values["checkpoint"] is not None,
         mode=values["mode"],
         config=_config(values),

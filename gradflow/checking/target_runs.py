@@ -204,6 +204,7 @@ def _seeds(plan: TargetPlan, first: Trace, progress: Progress) -> tuple[SeedMeas
 def _record(plan: TargetPlan, seed: int, progress: Progress) -> Trace:
     from gradflow.recording.execution import record
     from gradflow.recording.process_state import process_state_kept
+    from gradflow.recording.shattered import with_correlation
     from gradflow.recording.target import TargetOptions, load_target
 
     options = TargetOptions(
@@ -219,6 +220,7 @@ def _record(plan: TargetPlan, seed: int, progress: Progress) -> Trace:
     with process_state_kept():
         progress(f"building {plan.target}")
         target = load_target(plan.target, options)
-        return record(
+        trace = record(
             target, seed=seed, steps=plan.steps, trained=plan.trained, mode=plan.mode, progress=progress
         )
+        return with_correlation(target, trace, seed=seed, mode=plan.mode) if plan.shattered else trace

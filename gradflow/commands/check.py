@@ -31,6 +31,7 @@ def check(
     batch_size: options.BatchSize = None,
     checkpoint: options.Checkpoint = None,
     trained: check_options.Trained = None,
+    shattered: check_options.Shattered = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     seed: check_options.Seed = None,

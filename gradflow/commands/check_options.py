@@ -29,6 +29,14 @@ Trained: TypeAlias = Annotated[
     bool | None,
     typer.Option("--trained/--untrained", help="Judge the weights as trained.", rich_help_panel=_TARGET),
 ]
+Shattered: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--shattered/--no-shattered",
+        help="Also compare the gradients at the input and beside it (GF106).",
+        rich_help_panel=_TARGET,
+    ),
+]
 Seed: TypeAlias = Annotated[
     int | None,
     typer.Option(
@@ -159,7 +167,18 @@ def given_settings(parameters: Mapping[str, Any]) -> dict[str, Value]:
 
 
 _PLAIN = frozenset(
-    {"loss", "batch_size", "device", "dtype", "seed", "steps", "seeds", "trained", "strict_ignores"}
+    {
+        "loss",
+        "batch_size",
+        "device",
+        "dtype",
+        "seed",
+        "steps",
+        "seeds",
+        "trained",
+        "shattered",
+        "strict_ignores",
+    }
 )
 
 

@@ -32,6 +32,7 @@ def inspect(
     steps: options.Steps = 1,
     train: options.Training = None,
     try_fixes: options.TryFixes = False,
+    shattered: options.Shattered = False,
     select: options.Select = None,
     ignore: options.Ignore = None,
     threshold: options.Thresholds = None,
@@ -54,6 +55,7 @@ def inspect(
         show("importing torch")
         import_torch()
         from gradflow.recording.execution import record
+        from gradflow.recording.shattered import with_correlation
         from gradflow.recording.target import TargetOptions, load_target
 
         wanted = TargetOptions(
@@ -70,6 +72,9 @@ def inspect(
         model = load_target(target, wanted)
         trained = trained or checkpoint is not None
         trace = record(model, seed=seed, steps=steps, trained=trained, mode=wanted.mode, progress=show)
+        if shattered:
+            show("comparing gradients side by side")
+            trace = with_correlation(model, trace, seed=seed, mode=wanted.mode)
         report = analyze(trace, config)
         report = _with_repairs(model, report, wanted.mode, show) if try_fixes else report
     deliver(report, place)

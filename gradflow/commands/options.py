@@ -131,6 +131,14 @@ TryFixes: TypeAlias = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+Shattered: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--shattered",
+        help="Also compare the gradients at the input and beside it (GF106).",
+        rich_help_panel=_RUN,
+    ),
+]
 Format: TypeAlias = Annotated[
     str,
     typer.Option(

@@ -10,6 +10,7 @@ from gradflow.rules.gf102_exploding_gradient import RULE as GF102
 from gradflow.rules.gf103_no_gradient import RULE as GF103
 from gradflow.rules.gf104_non_finite_gradient import RULE as GF104
 from gradflow.rules.gf105_low_precision_underflow import RULE as GF105
+from gradflow.rules.gf106_shattered_gradient import RULE as GF106
 from gradflow.rules.gf201_near_identity_block import RULE as GF201
 from gradflow.rules.gf202_residual_growth import RULE as GF202
 from gradflow.rules.gf203_overwritten_skip import RULE as GF203
@@ -33,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     GF103,
     GF104,
     GF105,
+    GF106,
     GF201,
     GF202,
     GF203,
