@@ -65,15 +65,7 @@ def inspect(
     ablation = requested(ablate, ablate_top)
     with collection_paused():
         target = target_from_objects(model, inputs, loss, optimizer=optimizer, seed=seed)
-        trace = record(
-            target,
-            seed=seed,
-            steps=steps,
-            trained=trained,
-            ablation=ablation,
-            paths=PathRequest() if paths else None,
-        )
-        if shattered:
-            trace = with_correlation(target, trace, seed=seed)
-        report = analyze(trace, Config())
+        apart = PathRequest() if paths else None
+        trace = record(target, seed=seed, steps=steps, trained=trained, ablation=ablation, paths=apart)
+        report = analyze(with_correlation(target, trace, seed=seed) if shattered else trace, Config())
     return try_repairs(target, report) if try_fixes else report

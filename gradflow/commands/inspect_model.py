@@ -73,7 +73,6 @@ def inspect(
         trained = trained or checkpoint is not None
         trace = record(model, seed=seed, steps=steps, trained=trained, mode=wanted.mode, progress=show)
         if shattered:
-            show("comparing gradients side by side")
             trace = with_correlation(model, trace, seed=seed, mode=wanted.mode)
         report = analyze(trace, config)
         report = _with_repairs(model, report, wanted.mode, show) if try_fixes else report
