@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import exceeded
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Rule, Threshold, in_force
 from gradflow.rules.units import percent
 from gradflow.rules.updates import PROBE, JudgedUpdate, grouped
 from gradflow.trace_model import ParameterRecord, Trace
 
 LIMITS = (
     Threshold(
+        key="underflow",
         name="share of gradients that underflow, above",
         value=0.05,
         severity=Severity.WARNING,
         source="engineering choice; Micikevicius et al. 2018 lose accuracy when 5% fall below 2^-24",
     ),
     Threshold(
+        key="underflow",
         name="share of gradients that underflow, above",
         value=0.5,
         severity=Severity.ERROR,
@@ -41,13 +43,15 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each run of neighbouring modules of one severity."""
     if trace.run.loss == PROBE:
         return
-    judged = [item for p in trace.parameters if len(p.shape) > 1 and (item := _judge(p)) is not None]
+    limits = in_force(RULE, config)["underflow"]
+    weights = (p for p in trace.parameters if len(p.shape) > 1)
+    judged = [item for p in weights if (item := _judge(p, limits)) is not None]
     yield from grouped(RULE, judged, trace)
 
 
-def _judge(parameter: ParameterRecord) -> JudgedUpdate | None:
+def _judge(parameter: ParameterRecord, limits: Sequence[Threshold]) -> JudgedUpdate | None:
     share = parameter.underflow
-    limit = None if share is None else exceeded(LIMITS, share, below=False)
+    limit = None if share is None else exceeded(limits, share, below=False)
     if share is None or limit is None:
         return None
     return JudgedUpdate(

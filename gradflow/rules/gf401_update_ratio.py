@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import exceeded, number
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.updates import ENOUGH_STEPS, PROBE, JudgedUpdate, grouped, matrices
 from gradflow.trace_model import ParameterRecord, Trace
 
 SMALL = (
     Threshold(
+        key="small",
         name="update ratio below",
         value=1e-4,
         severity=Severity.WARNING,
         source="TheDeepChecker (log10 of -4 to -1); CS231n asks for about 1e-3",
     ),
     Threshold(
+        key="small",
         name="update ratio below",
         value=1e-8,
         severity=Severity.ERROR,
@@ -27,12 +29,14 @@ SMALL = (
 )
 LARGE = (
     Threshold(
+        key="large",
         name="update ratio above",
         value=0.1,
         severity=Severity.WARNING,
         source="TheDeepChecker (log10 of -4 to -1); CS231n asks for about 1e-3",
     ),
     Threshold(
+        key="large",
         name="update ratio above",
         value=10.0,
         severity=Severity.ERROR,
@@ -41,12 +45,14 @@ LARGE = (
 )
 SWALLOWED = (
     Threshold(
+        key="eps",
         name="RMS of the gradient over eps, below",
         value=10.0,
         severity=Severity.WARNING,
         source="r/(1 + r) = 91% of the step is left; Wortsman et al. 2023, Molybog et al. 2023",
     ),
     Threshold(
+        key="eps",
         name="RMS of the gradient over eps, below",
         value=1.0,
         severity=Severity.ERROR,
@@ -71,13 +77,15 @@ SWALLOWED_HINT = (
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each clause and run of neighbouring weights of one severity."""
-    judged = [item for p in matrices(trace) for item in (_by_eps(p, trace) or _by_ratio(p, trace),) if item]
+    limits = in_force(RULE, config)
+    found = (_by_eps(p, trace, limits["eps"]) or _by_ratio(p, trace, limits) for p in matrices(trace))
+    judged = [item for item in found if item is not None]
     yield from grouped(RULE, judged, trace)
 
 
-def _by_eps(parameter: ParameterRecord, trace: Trace) -> JudgedUpdate | None:
+def _by_eps(parameter: ParameterRecord, trace: Trace, limits: Sequence[Threshold]) -> JudgedUpdate | None:
     r = parameter.gradient_to_eps
-    limit = None if r is None or trace.run.loss == PROBE else exceeded(SWALLOWED, r, below=True)
+    limit = None if r is None or trace.run.loss == PROBE else exceeded(limits, r, below=True)
     if r is None or limit is None:
         return None
     return JudgedUpdate(
@@ -96,11 +104,12 @@ def _by_eps(parameter: ParameterRecord, trace: Trace) -> JudgedUpdate | None:
     )
 
 
-def _by_ratio(parameter: ParameterRecord, trace: Trace) -> JudgedUpdate | None:
+def _by_ratio(parameter: ParameterRecord, trace: Trace, limits: Limits) -> JudgedUpdate | None:
     ratio = parameter.update_ratio
     if ratio is None:
         return None
-    small, large = exceeded(SMALL, ratio, below=True), exceeded(LARGE, ratio, below=False)
+    small = exceeded(limits["small"], ratio, below=True)
+    large = exceeded(limits["large"], ratio, below=False)
     limit = small or large
     if limit is None:
         return None

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gain import exceeded
-from gradflow.rules.rule import Rule, Threshold
+from gradflow.rules.rule import Rule, Threshold, in_force
 from gradflow.rules.units import percent
 from gradflow.rules.updates import JudgedUpdate, grouped, matrices
 from gradflow.trace_model import ParameterRecord, Trace
 
 LIMITS = (
     Threshold(
+        key="lost",
         name="share of lost updates above",
         value=0.5,
         severity=Severity.WARNING,
         source="engineering choice: most of the weight does not move",
     ),
     Threshold(
+        key="lost",
         name="share of lost updates above",
         value=0.99,
         severity=Severity.ERROR,
@@ -40,13 +42,14 @@ HINT = (
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
     """Yield one finding for each run of neighbouring weights of one severity."""
-    judged = [item for p in matrices(trace) if (item := _judge(p)) is not None]
+    limits = in_force(RULE, config)["lost"]
+    judged = [item for p in matrices(trace) if (item := _judge(p, limits)) is not None]
     yield from grouped(RULE, judged, trace)
 
 
-def _judge(parameter: ParameterRecord) -> JudgedUpdate | None:
+def _judge(parameter: ParameterRecord, limits: Sequence[Threshold]) -> JudgedUpdate | None:
     share = parameter.update_lost
-    limit = None if share is None else exceeded(LIMITS, share, below=False)
+    limit = None if share is None else exceeded(limits, share, below=False)
     if share is None or limit is None:
         return None
     return JudgedUpdate(
