@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, ParamSpec, cast
 
@@ -45,14 +46,23 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         ctx.meta[ARGUMENTS] = tuple(args)
-        return super().parse_args(ctx, _with_values(args))
+        if not args:  # the help is shown
+            return super().parse_args(ctx, args)
+        with _problems_in_a_sentence():
+            return super().parse_args(ctx, _with_values(args))
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        try:
+        with _problems_in_a_sentence():
             return super().invoke(ctx)
-        except _UsageProblem as problem:
-            print(f"gradflow: {_in_a_sentence(problem)}", file=sys.stderr)
-            raise typer.Exit(USAGE) from problem
+
+
+@contextmanager
+def _problems_in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except _UsageProblem as problem:
+        print(f"gradflow: {_in_a_sentence(problem)}", file=sys.stderr)
+        raise typer.Exit(USAGE) from problem
 
 
 def _with_values(args: list[str]) -> list[str]:

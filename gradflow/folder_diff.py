@@ -93,7 +93,7 @@ class _Shape:
 
 
 _TELLING = {"coverage", "kind", "severity"}
-_SIGNED = {"activation_mean", "cosine"}
+_SIGNED = {"activation_mean", "cosine", "gradient_cosine"}
 """They cross zero by chance, so their ratio says nothing about how far they moved."""
 
 
@@ -105,7 +105,7 @@ def _layer_label(row: Row) -> str:
 
 def _site_label(row: Row) -> str:
     call = f" call {row['call']}" if row["call"] else ""
-    return f"{row['name'] or '(model)'} #{row['index'] or 0}{call}"
+    return f"{row['name'] or '(model)'}[{row['index'] or 0}]{call}"
 
 
 _SHAPES: Mapping[str, _Shape] = {

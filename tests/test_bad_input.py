@@ -176,6 +176,14 @@ def test_a_model_that_raises_whatever_it_gets_puts_its_inputs_in_doubt(folder: F
     folder.write(net("raise RuntimeError('no graph')").replace("example_inputs", "unused"))
     folder.inspect("model.py", *WRITING)
     folder.refused(3, "model.py:10: RuntimeError: no graph; the inputs were inferred (8×8)", "--input")
+    assert folder.stderr.count("the inputs were inferred") == 1
+
+
+def test_a_note_of_the_users_own_stays_in_the_traceback(folder: Folder) -> None:
+    folder.write(net("e = RuntimeError('no graph'); e.add_note('call reset() '+'first'); raise e"))
+    folder.inspect("model.py", *WRITING)
+    folder.refused(3, "RuntimeError: no graph")
+    assert folder.stderr.count("call reset() first") == 1 and "reset" not in folder.sentence
 
 
 BACKWARD = """
@@ -499,6 +507,7 @@ def test_terminals_and_locales(folder: Folder, variables: dict[str, str], width:
         ("G rules | true", 0, ""),
         ("G inspekt m.py", 2, "gradflow: no such command 'inspekt'. Did you mean 'inspect'? "
          "(see gradflow --help)\n"),
+        ("G --nothing", 2, "gradflow: no such option: --nothing (see gradflow --help)\n"),
         ("G inspect", 2, "gradflow: missing argument 'TARGET' (see gradflow inspect --help)\n"),
     ],
 )  # fmt: skip

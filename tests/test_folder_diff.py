@@ -164,6 +164,15 @@ def compared(folders: tuple[Path, Path]) -> FolderDiff:
     return diff_folders(read_folder(folders[0]), read_folder(folders[1]))
 
 
+def test_a_number_that_crosses_zero_by_chance_is_not_what_moved(tmp_path: Path) -> None:
+    for folder, cosine, rho in (("a", 0.002, 0.5), ("b", -0.004, 0.6)):
+        site = make_residual("block", cosine=cosine, gradient_cosine=cosine, rho=rho)
+        make_report(make_trace(residuals=[site])).to_csv(tmp_path / folder)
+    row = compared((tmp_path / "a", tmp_path / "b")).tables[1].rows[0]
+    assert row.label_a == "block[0]"
+    assert row.moved is not None and row.moved.column == "rho"
+
+
 def test_what_moved_most_comes_first(folders: tuple[Path, Path]) -> None:
     layers, residuals, parameters, findings = compared(folders).tables
     shown = [(row.label_a, row.label_b, row.by, row.factor) for row in layers.rows]

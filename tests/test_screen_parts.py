@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from gradflow.reporters.terminal_chart import chart_lines, shape_chart
 from gradflow.reporters.terminal_findings import beside_threshold, ranked
 from gradflow.reporters.terminal_header import verdict
 from gradflow.reporters.text_lines import fold_name, shorten
-from gradflow.trace_model import Coverage, LayerRecord
+from gradflow.trace_model import Coverage, LayerRecord, TensorStatistics
 from tests.screens import SCREENS, make_finding, make_report
 from tests.traces import make_layer, make_residual, make_trace, make_trunk
 
@@ -161,6 +162,15 @@ def test_blocks_of_another_shape_coverage_or_mark_stay_apart() -> None:
     assert labels(rows) == ["h.0–2", "h.3", "h.4", "h.5"]
 
 
+def test_one_broken_layer_hides_no_sound_one() -> None:
+    rows = layers(*(f"h.{k}" for k in range(4)))
+    broken = replace(rows[3].activation or TensorStatistics(), rms=math.nan, nonfinite=7)
+    rows[3] = make_layer("h.3", 3, activation=broken)
+    assert labels(rows) == ["h.0–2", "h.3"]
+    rows[3] = make_layer("h.3", 3, gradient_norm=math.nan, gradient_nonfinite=7)
+    assert labels(rows) == ["h.0–2", "h.3"]
+
+
 def test_calls_of_one_module_and_leaves_of_one_output_fold() -> None:
     calls = [make_layer("cell", k, call=k) for k in range(5)]
     assert labels(calls) == ["cell ×5"]
@@ -261,6 +271,11 @@ def test_the_verdict_is_the_worst_root_cause_or_the_flow() -> None:
     assert (healthy.severity, healthy.rule) == (None, "")
     assert "2.68 ×" in healthy.sentence
     assert verdict(SCREENS["empty_trunk"]()).subject == "nothing found"
+
+
+def test_a_long_name_breaks_at_its_dots_and_before_its_brackets() -> None:
+    assert fold_name("encoder.layer.3[0]", 14) == ["encoder.layer.", "3[0]"]
+    assert fold_name("(model)[encoder_last_hidden_state]", 30) == ["(model)", "[encoder_last_hidden_state]"]
 
 
 @given(st.text(min_size=1, max_size=200), st.integers(8, 60))

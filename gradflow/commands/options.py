@@ -164,7 +164,7 @@ Csv: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Also write layers.csv, parameters.csv, findings.csv and trace.json there.",
+        help="Also write every table there as CSV (layers.csv, residuals.csv …), and trace.json.",
         rich_help_panel=_OUTPUT,
     ),
 ]

@@ -21,7 +21,7 @@ from gradflow.recording.projections import Layout, projection
 from gradflow.recording.residual_ops import ADD_OPS, VALUE_OPS
 from gradflow.recording.residual_sites import Branch, Graph, find_bare, find_shaped
 from gradflow.recording.sources import shown_path
-from gradflow.recording.tracebacks import frames, is_user_file, user_traceback
+from gradflow.recording.tracebacks import doubts, frames, is_user_file, user_traceback
 from gradflow.recording.weight_ops import CONV_OPS, is_weight_op, weights_of
 
 _JOINING = ADD_OPS | {
@@ -83,8 +83,7 @@ def explain_failed_add(
         if found is None or found.kind not in _KINDS:
             return None
         failed = _failed_add(raised, module, found, graph)
-        doubts = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-        message = f"GF207 shortcut-shape: {sentence(failed)}. {advice(failed)}{doubts}"
+        message = f"GF207 shortcut-shape: {sentence(failed)}. {advice(failed)}{doubts(error)}"
         return ResidualShapeError(message, failed, trace_text=user_traceback(error))
     return None
 

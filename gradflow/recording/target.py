@@ -32,7 +32,7 @@ from gradflow.recording.object_target import target_from_objects
 from gradflow.recording.seeding import seed_everything
 from gradflow.recording.signatures import ForwardSignature, forward_signature
 from gradflow.recording.target_types import Batch, Loss, Target, TargetOptions
-from gradflow.recording.tracebacks import model_error
+from gradflow.recording.tracebacks import INFERRED, model_error
 
 __all__ = ["Batch", "Loss", "Target", "TargetOptions", "load_target", "target_from_objects"]
 
@@ -224,9 +224,7 @@ def _doubting_the_inputs(forward: Callable[[nn.Module, Batch], Any]) -> Callable
             shapes = ", ".join(
                 "×".join(map(str, t.shape)) for _, t in tensor_leaves((batch.args, batch.kwargs))
             )
-            error.add_note(
-                f"the inputs were inferred ({shapes}): if they do not fit, give others with --input"
-            )
+            error.add_note(f"{INFERRED}{shapes}): if they do not fit, give others with --input")
             raise
 
     return call

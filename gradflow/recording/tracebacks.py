@@ -23,6 +23,8 @@ _HIDDEN_FOLDERS = (
 _HIDDEN_PARTS = ("/site-packages/lightning/", "/site-packages/pytorch_lightning/")
 _STANDARD_LIBRARY = tuple(sysconfig.get_path(key) for key in ("stdlib", "platstdlib"))
 _PACKAGES = ("site-packages", "dist-packages")
+INFERRED = "the inputs were inferred ("
+"""How gradflow's own note on an exception starts; notes of the user's are their traceback's."""
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|CUBLAS_STATUS_ALLOC", re.I
 )
@@ -40,8 +42,10 @@ def _is_standard_library(filename: str) -> bool:
 
 
 def user_traceback(error: BaseException) -> str:
-    """Format an exception, with its causes, as Python prints it but with the user's frames only."""
+    """Format an exception, with its causes, as Python prints it but with the user's frames and notes only."""
     shown = traceback.TracebackException.from_exception(error)
+    if shown.__notes__:
+        shown.__notes__ = [note for note in shown.__notes__ if not note.startswith(INFERRED)]
     _keep_user_frames(shown)
     return "".join(shown.format())
 
@@ -84,6 +88,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+def doubts(error: BaseException) -> str:
+    """What gradflow noted on an exception, to go after its sentence; "" for nothing."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith(INFERRED))
+
+
 def model_error(error: BaseException, doing: str) -> ModelError:
     """Say that the user's own code raised while it was ``doing`` something ("importing model.py")."""
     place = where(error)
@@ -93,5 +102,6 @@ def model_error(error: BaseException, doing: str) -> ModelError:
             f"{doing} ran out of memory{at}: try a smaller model, a smaller --batch-size, or --device cpu",
             trace_text=user_traceback(error),
         )
-    doubts = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    return ModelError(f"{doing} raised{at}: {one_line(error)}{doubts}", trace_text=user_traceback(error))
+    return ModelError(
+        f"{doing} raised{at}: {one_line(error)}{doubts(error)}", trace_text=user_traceback(error)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from rich.text import Text
@@ -11,7 +11,7 @@ from rich.text import Text
 from gradflow.ablation_profile import Agreement, Effect, agreements, effect
 from gradflow.report import Report
 from gradflow.reporters.anatomy_rows import signed, site_effects
-from gradflow.reporters.columns_text import TextColumn, TextRow, column_lines
+from gradflow.reporters.columns_text import TextColumn, TextRow, column_lines, column_widths
 from gradflow.reporters.number_text import count_text, number_text, share_text
 from gradflow.reporters.screen import Screen
 from gradflow.reporters.severity_style import HEADING, LABEL
@@ -41,6 +41,12 @@ AGREEMENT_COLUMNS = {
 }
 
 
+_GIVES_WAY = ("relative", "output", "interval")
+_LEGEND = {
+    "change": "loss: its change without the branch",
+    "relative": "relative: that over the loss",
+    "output": "output: ‖change of y‖ / ‖y‖",
+}
 _AGREEMENT_GIVES_WAY = ("blocks", "output_kendall", "loss_kendall")
 
 
@@ -52,7 +58,7 @@ def ablation_lines(report: Report, screen: Screen) -> list[Text]:
     heading = Text.assemble(("Ablation", HEADING), "  ")
     rows, left_out = ablation_rows(report, show_all=screen.show_all)
     lines = hanging(heading, ablation_summary(ablation), screen.width)
-    lines += column_lines(rows, COLUMNS, ("relative", "output", "interval"), screen.width) if rows else []
+    lines += _table_lines(rows, ablation, screen.width) if rows else []
     if left_out:
         lines.append(Text(f"  … {count_text(left_out, 'branch', 'branches')} between: --all"))
     found = agreements(report.trace)
@@ -68,6 +74,17 @@ def ablation_lines(report: Report, screen: Screen) -> list[Text]:
         if sentence:
             lines += hanging(Text.assemble("  ", (f"{label:<8}", LABEL)), sentence, screen.width)
     return lines
+
+
+def _table_lines(rows: Sequence[TextRow], ablation: Ablation, width: int) -> list[Text]:
+    legend = legend_text(ablation, column_widths(rows, COLUMNS, _GIVES_WAY, width))
+    lines = column_lines(rows, COLUMNS, _GIVES_WAY, width)
+    return [*lines, *(hanging(Text("  "), legend, width) if legend else [])]
+
+
+def legend_text(ablation: Ablation, columns: Iterable[str]) -> str:
+    """What the columns hold; "" without a loss, where the summary says it."""
+    return "; ".join(_LEGEND[column] for column in columns if column in _LEGEND) if ablation.losses else ""
 
 
 def ablation_summary(ablation: Ablation) -> str:
@@ -129,7 +146,7 @@ def agreement_rows(found: Sequence[Agreement]) -> list[TextRow]:
     return [
         TextRow(
             cells={
-                "measure": agreement.measure,
+                "measure": agreement.measure.replace("rho", "ρ"),
                 "blocks": str(agreement.blocks),
                 "loss": _correlation(agreement.spearman),
                 "loss_kendall": _correlation(agreement.kendall),

@@ -90,6 +90,8 @@ def _ablation(report: Report, show_all: bool) -> list[str]:
     lines = ["### Ablation", "", f"{escaped(anatomy_ablation.ablation_summary(ablation))}.", ""]
     lines += _table(rows, anatomy_ablation.COLUMNS, 1) if rows else []
     lines += ["", f"{count_text(left_out, 'more row')} in `ablation.csv`."] if left_out else []
+    legend = anatomy_ablation.legend_text(ablation, _filled(rows, anatomy_ablation.COLUMNS))
+    lines += ["", f"{escaped(legend)}."] if legend else []
     found = agreements(report.trace)
     if found:
         columns = anatomy_ablation.AGREEMENT_COLUMNS

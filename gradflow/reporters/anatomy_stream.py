@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gradflow.report import Report
 from gradflow.reporters.anatomy_rows import harm_text, signed, site_effects
-from gradflow.reporters.columns_text import TextColumn, TextRow, column_lines
+from gradflow.reporters.columns_text import TextColumn, TextRow, column_lines, column_widths
 from gradflow.reporters.number_text import count_text, number_text, share_text
 from gradflow.reporters.screen import Screen
 from gradflow.reporters.severity_style import COLOURS, HEADING, LABEL
@@ -103,9 +103,10 @@ def _law(law: Growth, stream: StreamProfile, sites: dict[int, ResidualRecord]) -
 def _depth(stream: StreamProfile) -> str:
     share = "" if stream.depth_share is None else f" ({share_text(stream.depth_share)})"
     return (
-        f"D_eff {number_text(stream.effective_depth)} of {count_text(stream.measured, 'site')}{share}; branches of "
-        f"unit variance behind a norm would give {number_text(stream.normalised_depth)}, branches as large as their "
-        f"skip {number_text(stream.unnormalised_depth)}"
+        f"D_eff, the branches that a path of the gradient takes on average: {number_text(stream.effective_depth)} of "
+        f"{count_text(stream.measured, 'site')}{share}; branches of unit variance behind a norm would give "
+        f"{number_text(stream.normalised_depth)}, branches as large as their skip "
+        f"{number_text(stream.unnormalised_depth)}"
     )
 
 
@@ -186,10 +187,15 @@ def ranking_lines(report: Report, screen: Screen) -> list[Text]:
     if stream is None or not rows:
         return []
     of = f"{len(rows)} of {count_text(len(stream.ranking), 'site')}, by block influence; in brackets the other ranks"
+    angle = ANGLE if "angle" in column_widths(rows, RANKING_COLUMNS, _RANKING_GIVES_WAY, screen.width) else ""
     return [
-        *hanging(Text.assemble(("Least useful", HEADING), "  "), of, screen.width),
-        *column_lines(rows, RANKING_COLUMNS, ("angle",), screen.width),
+        *hanging(Text.assemble(("Least useful", HEADING), "  "), f"{of}{angle}", screen.width),
+        *column_lines(rows, RANKING_COLUMNS, _RANKING_GIVES_WAY, screen.width),
     ]
+
+
+ANGLE = "; angle: between x and x + F, in half turns"
+_RANKING_GIVES_WAY = ("angle",)
 
 
 RANKING_COLUMNS = {

@@ -25,8 +25,8 @@ class LayerGroup:
 def fold_layers(layers: Sequence[LayerRecord], marks: Marks) -> list[LayerGroup]:
     """Group records, in the order of each group's first record.
 
-    Siblings fold when they are numbered without a gap and hold the same types, shapes, coverage and marks;
-    so do the calls of one module.
+    Siblings fold when they are numbered without a gap and hold the same types, shapes, coverage and marks, and
+    break at the same places; so do the calls of one module.
     """
     return _groups(fold(_foldable(layers, marks)), layers, marks)
 
@@ -42,10 +42,15 @@ def _foldable(layers: Sequence[LayerRecord], marks: Marks) -> list[Foldable]:
             name=layer.name,
             part=layer.output,
             call=layer.call,
-            alike=(layer.type, layer.shape, layer.coverage, marks.get(layer.order)),
+            alike=(layer.type, layer.shape, layer.coverage, _broken(layer), marks.get(layer.order)),
         )
         for layer in layers
     ]
+
+
+def _broken(layer: LayerRecord) -> tuple[bool, bool]:
+    """Whether its activation and its gradient hold a NaN or Inf: one that does would hide all that do not."""
+    return bool(layer.activation and layer.activation.nonfinite), bool(layer.gradient_nonfinite)
 
 
 def _groups(folds: Sequence[Fold], layers: Sequence[LayerRecord], marks: Marks) -> list[LayerGroup]:

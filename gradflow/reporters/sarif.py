@@ -89,7 +89,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "name": _pascal(rule.slug),
         "shortDescription": {"text": _message(rule.summary)},
         "fullDescription": {"text": _message(rule.meaning)},
-        "help": {"text": _message(f"{rule.why}.\n\nTry: {rule.hint}."), "markdown": render_page(rule)},
+        "help": {"text": _message(f"{rule.why}\n\nTry: {rule.hint}"), "markdown": render_page(rule)},
         "defaultConfiguration": {"level": LEVELS[worst]},
     }
 

@@ -41,9 +41,9 @@ def hanging(head: Text, body: Text | str, width: int) -> list[Text]:
 
 
 def fold_name(name: str, limit: int) -> list[str]:
-    """A dotted name in pieces of at most ``limit`` cells, broken after a dot where there is one."""
+    """A dotted name in pieces of at most ``limit`` cells, broken after a dot or before a bracket where one is."""
     pieces: list[str] = []
-    for part in name.replace(".", ".\0").split("\0"):
+    for part in name.replace(".", ".\0").replace("[", "\0[").split("\0"):
         for chunk in _chunks(part, limit):
             if pieces and cell_len(pieces[-1]) + cell_len(chunk) <= limit:
                 pieces[-1] += chunk

@@ -64,7 +64,7 @@ def find_rule(code: str) -> Rule:
         if wanted in (rule.code.lower(), rule.slug):
             return rule
     near = nearest(wanted, [name for rule in RULES for name in (rule.code, rule.slug)])
-    raise UsageError(f"No rule is called {code!r}; did you mean {near}? `gradflow rules` lists them all.")
+    raise UsageError(f"no rule is called {code!r}; did you mean {near}? `gradflow rules` lists them all.")
 
 
 def select_rules(select: tuple[str, ...], ignore: tuple[str, ...]) -> tuple[Rule, ...]:

@@ -143,7 +143,7 @@ def _says(state: State, run: Sites) -> str:
     if state is State.NEVER_OPENED:
         return f"and still does after training, though {_some(_opens_by(run[0]))} gets a gradient (error)"
     return {
-        State.DEAD: "and no multiplying parameter of it gets a gradient (error): dead, nothing can open it",
+        State.DEAD: "and no parameter multiplies there and gets a gradient (error): dead, nothing can open it",
         State.FROZEN: "and its parameters are frozen: it stays shut",
         State.DRAWN: "as a branch does that is left out at random while training",
         State.UNREACHED: "and no gradient arrives at the add, so whether it can open is not known",
