@@ -80,7 +80,8 @@ AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # Layers behind the one that saturates.
     "S1a": (DENSE, (2, 3, 4)),
     "S1b": (DENSE, (2, 3, 4)),
-    "R1a": ((64, 128, 192), (10, 12, 16)),
+    # Skips keep some of what tells tokens apart for twelve layers; of more they lose it as R1b does.
+    "R1a": ((64, 128, 192), (8, 10, 12)),
     "R1b": ((64, 128, 192), (10, 12, 16)),
     "A1a": ((64, 96, 128), (2, 4, 6)),
     "A1b": ((64, 96, 128), (2, 4, 6)),
@@ -193,8 +194,8 @@ def hit(judged: Judged) -> bool:
 def _located(found: Said, case: zoo.Case, depth: int) -> bool:
     if case.name == "I1b":
         return _near(found.first, depth // 2) and _near(found.last, depth - 1)
-    if case.region.rpartition(".")[2].isdigit():
-        block = int(case.region.rpartition(".")[2])
+    if case.region.startswith("blocks.") and case.region != "blocks.":
+        block = int(case.region.removeprefix("blocks."))
         return _near(found.first, block) and _near(found.last, block)
     return found.first.startswith(case.region) and found.last.startswith(case.region)
 
