@@ -66,8 +66,8 @@ AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "U1a": (DENSE, (4, 6, 8)),
     # Layers before and after the cut.
     "U1b": (DENSE, (2, 3, 4)),
-    # Blocks; fewer than 16 keep J below an explosion, more than 40 do not.
-    "G1a": ((16, 32, 64), (6, 8, 10)),
+    # Blocks; fewer than eight are no trend, fewer than 14 keep J below an explosion, more than 40 do not.
+    "G1a": ((16, 32, 64), (8, 10, 12)),
     "G1b": ((16, 32, 48), (42, 48, 54)),
     # Blocks; the weak or dead ones stay where they are, or are the deep half.
     "I1a": (TOKENS, (8, 12, 16)),

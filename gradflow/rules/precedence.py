@@ -91,6 +91,8 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     Consequence(cause="GF302", effects=("GF304",), region=covers),
     # Weights so large that the gradient explodes saturate what they feed.
     Consequence(cause="GF102", effects=("GF302",), region=within),
+    # Logits that are far too large multiply the gradient that does come through.
+    Consequence(cause="GF305", effects=("GF102",), region=within),
     # A signal that is lost and a gradient that is lost are one fault; the gradient's name comes first.
     Consequence(cause="GF101", effects=("GF304",), region=anywhere, least=Severity.WARNING),
     # A stream without norms grows: the variances say it with a number.
