@@ -67,6 +67,27 @@ def test_vanishing_by_what_is_left_in_all(gain: float, severity: Severity | None
 
 
 @pytest.mark.parametrize(
+    ("gain", "share", "severity"),
+    [
+        (0.99e-3, 0.99e-3, ERROR),
+        (0.99e-3, 1.01e-3, WARNING),
+        (1.01e-3, 0.99e-3, INFO),
+        (0.5, 1e-9, None),
+        (0.99e-3, None, WARNING),
+    ],
+)
+def test_vanishing_where_the_signal_is_lost_too(
+    gain: float, share: float | None, severity: Severity | None
+) -> None:
+    """Biases hold up the size of what no longer differs between samples."""
+    trunk = make_trunk(even(gain, 60), signals=[1.0] * 59 + [share])
+    assert verdict("GF101", trunk) is severity
+    if severity is ERROR:
+        (finding,) = said("GF101", make_trace(trunk=trunk))
+        assert "where samples have become alike" in finding.message
+
+
+@pytest.mark.parametrize(
     ("gain", "tensors", "severity"),
     [
         (0.271, 3, None),
@@ -259,9 +280,58 @@ def test_the_hint_fits_the_net(types: list[str], kind: str, word: str) -> None:
         (math.inf, ERROR),
     ],
 )
-def test_exploding(gain: float, severity: Severity | None) -> None:
+def test_exploding_behind_skips(gain: float, severity: Severity | None) -> None:
+    gradients = [math.inf, 1.0, 1.0] if gain == math.inf else even(gain, 30)
+    assert verdict("GF102", make_trunk(gradients, kind="residual")) is severity
+    # Batch normalisation relaxes in a few steps, and has the same limit.
+    plain = make_trunk(gradients, batch_norm=True)
+    assert verdict("GF102", plain) is severity
+
+
+@pytest.mark.parametrize(
+    ("gain", "severity"),
+    [
+        (19.9, None),
+        (20.1, INFO),
+        (99.0, INFO),
+        (101.0, WARNING),
+        (0.99e4, WARNING),
+        (1.01e4, ERROR),
+        (math.inf, ERROR),
+    ],
+)
+def test_exploding_without_skips(gain: float, severity: Severity | None) -> None:
     trunk = make_trunk([math.inf, 1.0, 1.0]) if gain == math.inf else make_trunk(even(gain, 30))
     assert verdict("GF102", trunk) is severity
+
+
+@pytest.mark.parametrize(
+    ("gain", "first", "last", "severity"),
+    [
+        (39.0, 0.5, 0.01, INFO),
+        (41.0, 0.5, 0.01, WARNING),
+        (41.0, 0.5, 0.049, WARNING),
+        (41.0, 0.5, 0.051, INFO),  # keeps a tenth of what was common
+        (41.0, 0.21, 0.01, WARNING),
+        (41.0, 0.19, 0.01, INFO),  # little was common to begin with
+        (41.0, None, None, INFO),
+        (1.01e4, 0.5, 0.01, ERROR),
+    ],
+)
+def test_layers_that_make_like_samples_unlike(
+    gain: float, first: float | None, last: float | None, severity: Severity
+) -> None:
+    trunk = make_trunk(even(gain, 48))
+    points = [
+        replace(point, activation=TensorStatistics(rms=1.0, signal=1.0, common_mode=mode))
+        for point, mode in zip(trunk.points, (first, *[last] * 47), strict=True)
+    ]
+    chaotic = replace(trunk, points=tuple(points))
+    assert verdict("GF102", chaotic) is severity
+    if severity is WARNING:
+        assert verdict("GF102", chaotic, trained=True) is INFO
+        assert verdict("GF102", replace(chaotic, kind="residual")) is INFO
+        assert verdict("GF102", replace(chaotic, batch_norm=True)) is INFO
 
 
 @pytest.mark.parametrize(
