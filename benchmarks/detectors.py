@@ -80,8 +80,8 @@ AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # Layers behind the one that saturates.
     "S1a": (DENSE, (2, 3, 4)),
     "S1b": (DENSE, (2, 3, 4)),
-    # Skips keep some of what tells tokens apart for twelve layers; of more they lose it as R1b does.
-    "R1a": ((64, 128, 192), (8, 10, 12)),
+    # Skips keep some of what tells tokens apart: fewer than ten layers most of it, sixteen next to nothing.
+    "R1a": ((64, 128, 192), (11, 12, 13)),
     "R1b": ((64, 128, 192), (10, 12, 16)),
     "A1a": ((64, 96, 128), (2, 4, 6)),
     "A1b": ((64, 96, 128), (2, 4, 6)),
