@@ -185,7 +185,8 @@ class Dataflow(TorchFunctionMode):
     ) -> None:
         inputs: list[int] = []
         parameters: list[int] = []
-        self._add_origins(args[:1] if op in LIKE_OPS else args, inputs, parameters)
+        values = args[:1] if op in LIKE_OPS else args[1:] if op in BLANK_OPS else args
+        self._add_origins(values, inputs, parameters)
         if kwargs and op not in LIKE_OPS:
             self._add_origins(tuple(kwargs.values()), inputs, parameters)
         origin, consumed = tuple(inputs), tuple(parameters)
@@ -238,7 +239,7 @@ class Dataflow(TorchFunctionMode):
             tensor.shape,
             tensor.is_floating_point() or tensor.is_complex(),
             requires_grad,
-            from_data and op not in BLANK_OPS,
+            from_data,
             from_parameter,
         )
         if gradient_goes_in and not requires_grad:
