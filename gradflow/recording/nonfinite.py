@@ -39,7 +39,8 @@ class FiniteCheck:
 
     parameters: dict[str, nn.Parameter]
     _bad: dict[int, _Seen] = field(default_factory=dict)
-    _masks: set[int] = field(default_factory=set)
+    _masks: dict[int, int] = field(default_factory=dict)
+    """How many elements of a mask are -inf."""
     _sources: dict[int, str] = field(default_factory=dict)
     _first_gradient: tuple[int | str, _Seen] | None = None
     _gradients_seen: set[int] = field(default_factory=set)
@@ -69,7 +70,7 @@ class FiniteCheck:
         if seen is None:
             return
         if seen.value == "-inf" and (node.op in MASKING_OPS or any(i in self._masks for i in node.inputs)):
-            self._masks.add(node.index)
+            self._masks[node.index] = seen.count
             return
         self._bad[node.index] = seen
 
@@ -97,12 +98,11 @@ class FiniteCheck:
 
     def _in_forward(self, recorder: Recorder, end: Node | None) -> NonFiniteOrigin | None:
         nodes = recorder.dataflow.nodes
-        rows = [
-            row.node.index for row in recorder.rows if row.node is not None and row.node.index in self._bad
-        ]
+        measured = [row.node.index for row in recorder.rows if row.node is not None]
+        rows = [index for index in measured if index in self._bad]
         reached = rows[:1] or ([end.index] if end is not None and end.index in self._bad else [])
         if not reached:
-            return None
+            return self._mask(nodes, measured)
         node = nodes[reached[0]]
         while True:
             before = [nodes[i] for i in node.inputs if i in self._bad]
@@ -125,6 +125,15 @@ class FiniteCheck:
             count=seen.count,
             last_finite=clean[-1] if clean else "",
         )
+
+    def _mask(self, nodes: list[Node], measured: list[int]) -> NonFiniteOrigin | None:
+        """Where nothing else is to blame, the first module that returns a mask: the rule asks what became of it."""
+        masks = [nodes[index] for index in measured if index in self._masks]
+        if not masks:
+            return None
+        first = masks[0]
+        count = self._masks[first.index]
+        return NonFiniteOrigin(phase="forward", name=first.place, op="", source="", value="-inf", count=count)
 
     def _fed_by_parameter(self, node: Node) -> bool:
         """The values were bad before the op: a parameter of it holds them."""
