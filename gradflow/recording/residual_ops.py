@@ -35,6 +35,9 @@ SCALE_OPS = frozenset(
 )
 DIVISIONS = frozenset({"div", "div_", "__truediv__", "true_divide"})
 
+LOOKUPS = frozenset({"embedding", "embedding_bag"})
+"""Ops that turn ids into activations."""
+
 _VALUE = """
 to float half bfloat16 double type type_as contiguous view reshape flatten unflatten squeeze unsqueeze view_as
 reshape_as clone permute transpose t T mT movedim swapaxes moveaxis detach data chunk split __getitem__ narrow

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from gradflow.recording.dataflow import Node
+from gradflow.recording.dataflow import INPUT_OP, Node
 from gradflow.recording.norm_ops import is_norm
 from gradflow.recording.residual_ops import (
     ADD_OPS,
+    LOOKUPS,
     SCALE_OPS,
     SHAPING_OPS,
     STACKED_SUMS,
@@ -67,16 +68,39 @@ def find_bare(left: int, right: int, graph: Graph, *, left_only: bool = False) -
 
     With ``left_only`` only the first one can be the skip.
     """
-    return _bare(left, right, graph) or (None if left_only else _bare(right, left, graph))
+    found = _bare(left, right, graph) or (None if left_only else _bare(right, left, graph))
+    return None if found is None or is_position(found.skip, graph.nodes) else found
 
 
 def find_shaped(left: int, right: int, graph: Graph, *, left_only: bool = False) -> Branch | None:
     """Describe the add of two nodes where one is such a tensor made to fit, or gated."""
     for skip, branch in ((left, right),) if left_only else ((left, right), (right, left)):
         found = _gated(skip, branch, graph) or _projection(skip, branch, graph)
-        if found is not None:
+        if found is not None and not is_position(found.skip, graph.nodes):
             return found
     return None
+
+
+def is_position(source: int, nodes: Sequence[Node]) -> bool:
+    """Sines of positions or the like: bent out of a mask alone, with no given or looked-up value in it.
+
+    Models add such a tensor again in every block. What comes later was made from it too, yet it is no stream:
+    no activation flows along it.
+    """
+    waiting, seen, bends = [source], {source}, False
+    while waiting:
+        node = nodes[waiting.pop()]
+        if node.op == INPUT_OP:
+            if node.floating:
+                return False
+            continue
+        if counts_as_branch(node, nodes) or node.op in LOOKUPS:
+            return False
+        bends = bends or is_nonlinear(node, nodes)
+        before = [i for i in data_inputs(node, nodes) if i not in seen]
+        seen.update(before)
+        waiting += before
+    return bends
 
 
 def between(source: int, branch: int, nodes: Sequence[Node]) -> tuple[int, ...]:
