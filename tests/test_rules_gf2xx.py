@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,6 +110,30 @@ def test_another_make_is_no_measure() -> None:
     strong = blocks([1.0] * 6)
     weak = [make_residual(f"late.{k}", 6 + k, rho=0.04, like="Other #0 identity") for k in range(6)]
     assert told("GF201", [*strong, *weak]) == [(INFO, "late.0–late.5")]
+
+
+@pytest.mark.parametrize(
+    ("small", "stages", "trained", "expected"),
+    [
+        ([0, 1], (2, 4, 4), False, [(INFO, "blocks.0–blocks.1")]),  # the whole stage: its width
+        ([0], (2, 4, 4), False, [(WARNING, "blocks.0")]),  # one of the two
+        ([0], (1, 4, 5), False, [(WARNING, "blocks.0")]),  # a stage of one tells nothing of its width
+        ([0, 1], (10,), False, [(WARNING, "blocks.0–blocks.1")]),  # no stages
+        (
+            [0, 1],
+            (2, 4, 4),
+            True,
+            [(WARNING, "blocks.0–blocks.1")],
+        ),  # what training left so small is another matter
+    ],
+)
+def test_a_whole_stage_is_small_by_its_width(
+    small: Sequence[int], stages: Sequence[int], trained: bool, expected: list[tuple[Severity, str]]
+) -> None:
+    sites = blocks([0.002 if k in small else 0.5 for k in range(10)])
+    shapes = [(4, 8 * 2**stage, 6, 6) for stage, depth in enumerate(stages) for _ in range(depth)]
+    sites = [replace(site, shape=shape) for site, shape in zip(sites, shapes, strict=True)]
+    assert told("GF201", sites, trained=trained) == expected
 
 
 HEALTHY_RHO = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradflow.config import Config
 from gradflow.findings import Finding, Severity
@@ -100,10 +100,25 @@ def _weak(sites: Sequence[ResidualRecord], limits: Limits, *, trained: bool) -> 
         # An exact zero is a gate that has not opened or a dead branch: GF204 tells which.
         known = [s for s in group if s.rho is not None and 0 < s.rho < math.inf]
         usual = upper_quartile([site.rho or 0.0 for site in known])
-        for site in known:
-            judged = _judge(site, usual, len(known), limits, trained=trained)
-            if judged is not None:
-                yield judged
+        judged = [_judge(site, usual, len(known), limits, trained=trained) for site in known]
+        yield from _without_stages([j for j in judged if j is not None], known, trained=trained)
+
+
+def _without_stages(
+    weak: Sequence[Judged], known: Sequence[ResidualRecord], *, trained: bool
+) -> Iterator[Judged]:
+    """At initialisation a whole stage that is small is so by its width and its stream: no block of it stands out."""
+    out = [_stage(j.site) for j in weak if j.stands_out]
+    of = [_stage(site) for site in known]
+    for judged in weak:
+        stage = _stage(judged.site)
+        whole = 2 <= out.count(stage) == of.count(stage) < len(known)
+        yield replace(judged, stands_out=False) if whole and not trained else judged
+
+
+def _stage(site: ResidualRecord) -> tuple[int, ...]:
+    """What the sums of one stage share: their shape, the batch's dimension apart."""
+    return site.shape[1:]
 
 
 def _judge(
@@ -230,6 +245,8 @@ RULE = Rule(
     hint=f"{STAND_OUT_HINT}. {TRAINED_HINT}.",
     thresholds=(EVEN_LIMIT, SHARE_LIMIT, SMALL_LIMIT, TRAINED_LIMIT),
     exemptions=(
+        "At initialisation, a whole stage of at least two blocks that are all small beside those of other "
+        "shapes: weights of one deviation make a branch grow with its width, so the width is what differs.",
         "A branch that is exactly zero is GF204's, and is stated there as \"zero-initialised gate, opens by "
         'bn2.weight" where a gate will open it.',
         "Depth by itself: behind a normalised branch rho falls as 1/sqrt(l + 1) over l blocks, far slower "
