@@ -202,6 +202,15 @@ def test_a_range_marks_what_it_covers_and_a_place_wins_over_it() -> None:
     assert located(rows, make_finding(location=Location(first="nowhere"))) == []
 
 
+def test_a_module_never_called_is_no_end_of_a_range() -> None:
+    rows = [
+        *layers("h.0.fc", "h.1.fc", "head", ""),
+        make_layer("h.1.unused", 4, coverage=Coverage.NEVER_CALLED),
+    ]
+    assert located(rows, make_finding(location=Location(first="h.0", last="h.1"))) == [0, 1]
+    assert located(rows, make_finding(location=Location(first="h.1.unused", last="h.1.unused"))) == [4]
+
+
 def test_a_finding_about_a_container_marks_what_is_in_it() -> None:
     rows = layers("encoder.stem", "encoder.norm", "encoders", "")
     assert located(rows, make_finding(location=Location(first="encoder"))) == [0, 1]

@@ -91,3 +91,28 @@ def test_the_command_line_asks_for_it(command: str, tmp_path: Path) -> None:
     asked = [command, str(file), "--format", "json"]
     assert "GF106" not in CliRunner().invoke(app, asked).output
     assert "GF106" in CliRunner().invoke(app, [*asked, "--shattered"]).output
+
+
+def test_what_was_asked_for_is_shown_though_nothing_is_found() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    report = gradflow.inspect(model, torch.randn(8, 8), shattered=True)
+    assert "cosine of gradients side by side 1" in " ".join(str(report).split())
+    assert "side by side" not in str(gradflow.inspect(model, torch.randn(8, 8)))
+
+
+class OneHot(nn.Module):
+    """Nothing that could be moved by a little: whole numbers that no embedding looks up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.fc(nn.functional.one_hot(ids, 5).float()))
+
+
+def test_what_could_not_be_measured_is_said() -> None:
+    report = gradflow.inspect(OneHot(), torch.arange(5), shattered=True)
+    assert report.trace.gradient_correlation is None
+    assert "gradients side by side not measured" in " ".join(str(report).split())

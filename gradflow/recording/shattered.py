@@ -22,10 +22,11 @@ from gradflow.trace_model import Trace
 
 NOISE = 0.1
 """Of the RMS of what is moved; C of other sizes cannot be compared with the limits."""
+NOT_MEASURED = "gradients side by side not measured: no input with a row a sample gets one that is finite"
 
 
 def with_correlation(target: Target, trace: Trace, *, seed: int = 0, mode: str | None = None) -> Trace:
-    """Add C to a trace: the mean over samples of cos(dL/dx at x, dL/dx at x').
+    """Add C to a trace: the mean over samples of cos(dL/dx at x, dL/dx at x'); a note where it has none.
 
     Raises:
         ModelError: The model raised.
@@ -41,7 +42,9 @@ def with_correlation(target: Target, trace: Trace, *, seed: int = 0, mode: str |
             snapshot.restore()
             if mode is not None:
                 target.module.train(mode == "train")
-    return replace(trace, gradient_correlation=_correlation(*gradients))
+    value = _correlation(*gradients)
+    notes = trace.run.notes if value is not None else (*trace.run.notes, NOT_MEASURED)
+    return replace(trace, gradient_correlation=value, run=replace(trace.run, notes=notes))
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from gradflow.report import Report
 from gradflow.reporters.failed_target import FailedTarget
 from gradflow.trace_model import RunInfo
 
+_HERE = re.compile(r"^(?:\./+)+")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -37,7 +38,7 @@ def source_place(finding: Finding, run: RunInfo) -> SourcePlace | None:
         name = name.rpartition(".")[0]
     path, _, line = sources.get(name, "").rpartition(":")
     if path:
-        return SourcePlace(path=path, line=int(line))
+        return SourcePlace(path=_below(path), line=int(line))
     file = target_file(run.target)
     return SourcePlace(path=file, line=1) if file else None
 
@@ -47,14 +48,19 @@ def target_file(target: str) -> str:
     head, suffix, tail = target.rpartition(".py")
     if not suffix or (tail and not tail.startswith(":")):
         return ""
-    return f"{head}.py".replace("\\", "/").removeprefix("./")
+    return _below(f"{head}.py".replace("\\", "/"))
+
+
+def _below(path: str) -> str:
+    """A path as these readers take it: without "./" in front; "." for what is then empty."""
+    return _HERE.sub("", path) or "."
 
 
 def failed_place(failed: FailedTarget) -> SourcePlace | None:
     """The line that raised, where it is one of the user's; else the start of the target's file, None without one."""
     path, _, line = failed.place.rpartition(":")
     if path:
-        return SourcePlace(path=path, line=int(line))
+        return SourcePlace(path=_below(path), line=int(line))
     file = target_file(failed.target)
     return SourcePlace(path=file, line=1) if file else None
 

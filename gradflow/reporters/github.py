@@ -36,9 +36,9 @@ def render(reports: Sequence[Report], failed: Sequence[FailedTarget] = ()) -> st
     targets = count_text(len(reports), "target") if len(reports) != 1 else one_line(reports[0].label)
     lines = [*map(_failure, failed), *(_annotation(finding, report) for report, finding in said)]
     known = f" ({len(every) - len(said)} more in the baseline)" if len(every) > len(said) else ""
-    missing = f", {count_text(len(failed), 'target')} not checked" if failed else ""
-    words = f"gradflow: {counted(findings) or 'no findings'} in {targets}{known}{missing}"
-    return "\n".join([*lines, words]) + "\n"
+    checked = f"{counted(findings) or 'no findings'} in {targets}{known}" if reports else ""
+    missing = f"{count_text(len(failed), 'target')} not checked" if failed else ""
+    return "\n".join([*lines, f"gradflow: {', '.join(filter(None, (checked, missing)))}"]) + "\n"
 
 
 def _annotation(finding: Finding, report: Report) -> str:

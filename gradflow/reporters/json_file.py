@@ -42,6 +42,7 @@ def contents(report: Report) -> dict[str, Any]:
         "repairs": [_repair(outcome) for outcome in report.repairs],
         "attentions": to_plain(trace.attentions),
         "side_profiles": [_profile(trunk, profile(trunk)) for trunk in trace.side_trunks],
+        "gradient_correlation": trace.gradient_correlation,
     }
 
 

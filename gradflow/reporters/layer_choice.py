@@ -9,7 +9,7 @@ from gradflow.report import Report
 from gradflow.reporters.folding import Marks
 from gradflow.reporters.layer_folding import LayerGroup, fold_layers
 from gradflow.reporters.terminal_chart import drop_position
-from gradflow.trace_model import LayerRecord
+from gradflow.trace_model import Coverage, LayerRecord
 
 SHORT = 20
 """Tables of up to this many rows are shown whole; longer ones are brought down to about as many."""
@@ -31,11 +31,16 @@ def severity_marks(layers: Sequence[LayerRecord], findings: Iterable[Finding]) -
 
 
 def located(layers: Sequence[LayerRecord], finding: Finding) -> list[int]:
-    """``order`` of the rows a finding is about: its module's, or all between the ends of its range."""
+    """``order`` of the rows a finding is about: its module's, or all between the ends of its range.
+
+    Modules that were never called stand last whatever they are part of, so they are no end of a range of others.
+    """
     first = _rows_of(layers, finding.location.first)
     if not finding.location.last:
         return first
-    ends = first + _rows_of(layers, finding.location.last)
+    within = {*first, *_rows_of(layers, finding.location.last)}
+    called = {row.order for row in layers if row.coverage is not Coverage.NEVER_CALLED}
+    ends = within & called or within
     return [row.order for row in layers if min(ends) <= row.order <= max(ends)] if ends else []
 
 

@@ -280,4 +280,6 @@ def _facts(report: Report) -> list[str]:
         facts.append(f"×{number_text(math.exp(min(profile.slope, 700)))} a layer")
     if math.isfinite(profile.signal_gain):
         facts.append(f"signal kept forward {number_text(profile.signal_gain)}")
+    if report.trace.gradient_correlation is not None:
+        facts.append(f"cosine of gradients side by side {number_text(report.trace.gradient_correlation)}")
     return facts
