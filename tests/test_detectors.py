@@ -43,7 +43,7 @@ def said(rule: str, severity: str = "warning", first: str = "layers.0", last: st
         (judged("I1a", said("GF201", first="blocks.3", last="blocks.6")), False, 0),
         (judged("I1b", said("GF201", first="blocks.6", last="blocks.11")), True, 0),
         (judged("I1b", said("GF201", first="blocks.6", last="blocks.9")), False, 0),
-        (judged("S1a", said("GF302", first="1")), True, 0),
+        (judged("S1a", said("GF302", first="1", last="1")), True, 0),
         (judged("R1a", said("GF304", "info")), True, 0),
         (judged("R1a", said("GF304", "warning")), True, 1),
     ],
