@@ -136,6 +136,14 @@ def test_a_whole_stage_is_small_by_its_width(
     assert told("GF201", sites, trained=trained) == expected
 
 
+@pytest.mark.parametrize(("weak", "severity"), [(4, INFO), (3, WARNING)])
+def test_a_whole_tower_is_small_by_its_stream(weak: int, severity: Severity) -> None:
+    """An image's patches are 35 times as large as a text's embeddings, and the blocks of both one class: AIMv2."""
+    text = [make_residual(f"text.layers.{k}", k, rho=0.5) for k in range(6)]
+    vision = [make_residual(f"vision.layers.{k}", 6 + k, rho=0.01 if k < weak else 0.4) for k in range(4)]
+    assert told("GF201", [*text, *vision]) == [(severity, f"vision.layers.0–vision.layers.{weak - 1}")]
+
+
 HEALTHY_RHO = {
     "depth alone": [1 / math.sqrt(k + 1) for k in range(48)],
     "zero-gamma after 60 steps": [0.058, 0.093, 0.07, 0.06, 0.081, 0.075, 0.09, 0.064, 0.071],

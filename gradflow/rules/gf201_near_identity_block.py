@@ -20,6 +20,7 @@ from gradflow.rules.sites import (
     neighbours,
     place,
     ranking,
+    stack_of,
     subject,
     upper_quartile,
 )
@@ -116,9 +117,9 @@ def _without_stages(
         yield replace(judged, stands_out=False) if whole and not trained else judged
 
 
-def _stage(site: ResidualRecord) -> tuple[int, ...]:
-    """What the sums of one stage share: their shape, the batch's dimension apart."""
-    return site.shape[1:]
+def _stage(site: ResidualRecord) -> tuple[str, tuple[int, ...]]:
+    """What the sums of one stage share: the stack that numbers them, and their shape, the batch's dimension apart."""
+    return stack_of(site.name), site.shape[1:]
 
 
 def _judge(
@@ -245,8 +246,9 @@ RULE = Rule(
     hint=f"{STAND_OUT_HINT}. {TRAINED_HINT}.",
     thresholds=(EVEN_LIMIT, SHARE_LIMIT, SMALL_LIMIT, TRAINED_LIMIT),
     exemptions=(
-        "At initialisation, a whole stage of at least two blocks that are all small beside those of other "
-        "shapes: weights of one deviation make a branch grow with its width, so the width is what differs.",
+        "At initialisation, a whole stage or tower of at least two blocks that are all small beside those of "
+        "another: weights of one deviation make a branch grow with its width, and an embedding sets the scale of "
+        "its stream, so that is what differs.",
         "A branch that is exactly zero is GF204's, and is stated there as \"zero-initialised gate, opens by "
         'bn2.weight" where a gate will open it.',
         "Depth by itself: behind a normalised branch rho falls as 1/sqrt(l + 1) over l blocks, far slower "

@@ -48,14 +48,14 @@ def main_stream(trace: Trace) -> Sites:
 
 def _new_stream(before: ResidualRecord, site: ResidualRecord) -> bool:
     """The decoder after the encoder: another list of blocks, and it does not go on from the last sum."""
-    if _list_of(before.name) == _list_of(site.name) or site.kind == "projection":
+    if stack_of(before.name) == stack_of(site.name) or site.kind == "projection":
         return False
     if not before.std or not site.source_std:
         return True
     return abs(math.log(site.source_std / before.std)) > SAME_STREAM
 
 
-def _list_of(name: str) -> str:
+def stack_of(name: str) -> str:
     """The module that holds the numbered blocks: "text_model.encoder.layers"."""
     parts = name.split(".")
     return ".".join(takewhile(lambda part: not part.isdigit(), parts))
