@@ -431,6 +431,8 @@ class RunInfo:
     user's own files. Any other module belongs to the nearest one around it that is here."""
     optimizer_steps: int | None = None
     """Steps that the optimizer had taken before the one measured; None where none was measured."""
+    checkpoint: str | None = None
+    """The file whose weights were loaded, as given; None where the weights are those that the target came with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

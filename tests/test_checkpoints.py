@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
+from gradflow.cli import app
 from gradflow.errors import CheckpointError
 from gradflow.recording.checkpoints import load_checkpoint
 
@@ -114,3 +117,22 @@ def test_unreadable(
     with pytest.raises(CheckpointError, match=words):
         load_checkpoint(net(), str(tmp_path / name))
     assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["inspect", "anatomy"])
+def test_the_header_names_the_file(tmp_path: Path, command: str) -> None:
+    (tmp_path / "model.py").write_text(
+        "import torch\nfrom torch import nn\nmodel = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))\n"
+        "example_inputs = torch.randn(4, 3)\n",
+        encoding="utf-8",
+    )
+    torch.save(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).state_dict(), tmp_path / "weights.pt")
+    target, weights = str(tmp_path / "model.py"), str(tmp_path / "weights.pt")
+    plain = CliRunner().invoke(app, [command, target, "--format", "markdown"])
+    loaded = CliRunner().invoke(app, [command, target, "--checkpoint", weights, "--format", "markdown"])
+    assert (plain.exit_code, loaded.exit_code) == (0, 0)
+    assert "checkpoint" not in plain.stdout.replace("--checkpoint", "")
+    screen = CliRunner().invoke(app, [command, target, "--checkpoint", weights], env={"COLUMNS": "400"})
+    assert f"checkpoint {weights}" in screen.stdout
+    saved = CliRunner().invoke(app, [command, target, "--checkpoint", weights, "--format", "json"])
+    assert json.loads(saved.stdout)["run"]["checkpoint"] == weights

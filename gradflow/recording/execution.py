@@ -304,6 +304,7 @@ def _run_info(
         torch_version=torch.__version__,
         notes=(*target.notes, *notes, *([updates.note] if updates.note else [])),
         optimizer_steps=updates.steps,
+        checkpoint=target.checkpoint,
         sources=class_sources(job.layout.names),
     )
 

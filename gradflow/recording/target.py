@@ -147,6 +147,7 @@ def _assembled(
         forward=_talking_to_stderr(forward),
         optimizer=optimizer,
         notes=(*found.notes, *notes),
+        checkpoint=options.checkpoint,
     )
 
 

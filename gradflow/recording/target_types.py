@@ -52,6 +52,8 @@ class Target:
     """``forward(module, batch)`` -> outputs; Lightning's training_step stands in here."""
     optimizer: torch.optim.Optimizer | None = None
     notes: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    """The file that its weights were loaded from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

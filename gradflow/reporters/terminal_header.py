@@ -88,6 +88,8 @@ def header_rows(run: RunInfo) -> Iterator[tuple[str, str]]:
     frozen = f" ({run.trainable:,} trainable)" if run.trainable != run.parameters else ""
     yield "target", run.target
     yield "model", f"{run.model} · {count_text(run.parameters, 'parameter')}{frozen}"
+    if run.checkpoint is not None:
+        yield "checkpoint", run.checkpoint
     yield "inputs", f"{', '.join(run.inputs) or 'none'} · {_origin(run.inputs_from)}"
     yield "loss", f"{run.loss}{_loss_values(run)}"
     yield "optimizer", run.optimizer or "not checked"
