@@ -82,7 +82,8 @@ class ActivationRecorder:
         self._probe = probe
         self._scopes = scopes
         self._calls = calls
-        self._pending: _Pending | None = None
+        self.pending: _Pending | None = None
+        """What the nonlinearity that is running was given."""
         self._seen: list[_Seen] = []
 
     def attach(self, dataflow: Dataflow) -> None:
@@ -91,7 +92,7 @@ class ActivationRecorder:
 
     def before(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Look at what a nonlinearity is given: in place it is about to be overwritten."""
-        self._pending = None
+        self.pending = None
         value = args[0] if args else (kwargs or {}).get("input")
         if not self._scopes or not isinstance(value, Tensor) or value.dim() < 2:
             return
@@ -102,7 +103,7 @@ class ActivationRecorder:
         if family is None:
             return
         if family is Family.RECTIFIER and node.probe is not None and self._statistics.counts_units(value):
-            self._pending = _Pending(op, family, 1, None, node.probe)
+            self.pending = _Pending(op, family, 1, None, node.probe)
             return
         axis = _unit_axis(node, self._dataflow.nodes)
         slot = None
@@ -110,15 +111,12 @@ class ActivationRecorder:
             slot = self._collector.add(value, family, axis)
             if slot is None:
                 return
-        self._pending = _Pending(op, family, axis, slot)
+        self.pending = _Pending(op, family, axis, slot)
 
     def after(self, node: Node, tensor: Tensor) -> None:
-        """Note which node a nonlinearity made; call it for every op."""
-        pending = self._pending
-        if pending is None:
-            return
-        self._pending = None
-        if pending.op != node.op:
+        """Note which node a nonlinearity made; call it for the op after which one is ``pending``."""
+        pending, self.pending = self.pending, None
+        if pending is None or pending.op != node.op:
             return
         slot = pending.slot
         if pending.probe is not None:

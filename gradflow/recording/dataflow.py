@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,8 @@ LIKE_OPS = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _OWN_FOLDER = str(Path(__file__).parent.parent)
 _HELPERS = (_TORCH_FOLDER, _OWN_FOLDER, "<")
+_PLAIN_FUNCTIONS = frozenset({FunctionType, BuiltinFunctionType, MethodDescriptorType})
+"""Types of nearly all that a mode is handed; the name of one is that of its op."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,24 +143,22 @@ class Dataflow(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
-        if "." in name:
-            name = _op_name(func)
-        before = self._before.get(name)
+        op = func.__name__ if type(func) in _PLAIN_FUNCTIONS else _op_name(func)
+        before = self._before.get(op)
         if before is not None:
-            before(name, args, kwargs)
+            before(op, args, kwargs)
         result = func(*args, **kwargs) if kwargs else func(*args)
         if isinstance(result, Tensor):
-            self._record(_op_name(func), args, kwargs, (result,))
-        elif name in ESCAPES:
-            self._record_escape(name, args[0])
+            self._record(op, args, kwargs, (result,))
+        elif op in ESCAPES:
+            self._record_escape(op, args[0])
         elif type(result) is tuple or type(result) is list:
-            self._record(_op_name(func), args, kwargs, _tensors(result))
+            self._record(op, args, kwargs, _tensors(result))
         elif result is None:
             if func is Tensor.__setitem__:
                 self._record("__setitem__", args, kwargs, (args[0],))
         elif isinstance(result, tuple) and not isinstance(result, torch.Size):
-            self._record(_op_name(func), args, kwargs, _tensors(tuple(result)))
+            self._record(op, args, kwargs, _tensors(tuple(result)))
         return result
 
     def add_input(self, tensor: Tensor) -> None:

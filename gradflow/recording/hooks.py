@@ -44,6 +44,7 @@ class ModuleHooks:
         self._stacked = layout.stacked_modules
         self._on_output = on_output
         self._own = frozenset(module for module in self._names if module._forward_hooks)
+        self._others = {module: name for module, name in self._names.items() if module not in self._own}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> ModuleHooks:
@@ -77,11 +78,14 @@ class ModuleHooks:
         self.running.append(self._names[module])
 
     def _after_any(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module in self._names and module not in self._own:
-            self._after(module, args, output)
+        name = self._others.get(module)
+        if name is not None:
+            self._leave(name, module, output)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        name = self._names[module]
+        self._leave(self._names[module], module, output)
+
+    def _leave(self, name: str, module: nn.Module, output: Any) -> None:
         if module in self._stacked:
             # A forward that raised and was caught left its name, and those inside it, behind.
             while self.running and self.running.pop() != name:

@@ -21,11 +21,12 @@ from gradflow.recording.activations import ACTIVATION_OPS
 from gradflow.recording.attentions import ATTENTION_CALLS, AttentionRecorder
 from gradflow.recording.batch_norms import BATCH_NORM_OP, BatchNormRecorder
 from gradflow.recording.dataflow import Dataflow, Node, Observer
+from gradflow.recording.gradient_hooks import hook_gradient
 from gradflow.recording.hooks import ModuleHooks
 from gradflow.recording.layout import ModelLayout
 from gradflow.recording.leaves import tensor_leaves
 from gradflow.recording.residual_ops import SUM_OPS
-from gradflow.recording.residual_recorder import SiteRecorder
+from gradflow.recording.residual_recorder import WATCHED_OPS, SiteRecorder
 from gradflow.recording.tensor_stats import (
     StatisticsCollector,
     count_nonfinite,
@@ -86,7 +87,7 @@ class Probes:
 
     def watch_gradient(self, tensor: Tensor, probe: int) -> None:
         """Have the gradient of a tensor, as it is now, recorded under a probe."""
-        tensor.register_hook(partial(self._on_gradient, probe))  # type: ignore[no-untyped-call]
+        hook_gradient(tensor, partial(self._on_gradient, probe))
 
     def collect(self) -> tuple[TensorStatistics, ...]:
         """Statistics by probe; gradients that wait on another device are transferred, all at once."""
@@ -102,7 +103,7 @@ class Probes:
     def _on_gradient(self, probe: int, gradient: Tensor | None) -> None:
         if not self.armed or gradient is None:  # a custom backward may return None
             return
-        if gradient.device.type == "cpu":
+        if gradient.is_cpu:
             self.gradients[probe] = norm_and_nonfinite(gradient)
         else:
             values = real_values(gradient)
@@ -237,7 +238,7 @@ class Recorder:
             self._calls[name] = call + 1
             has_rows = module in self._row_modules
             leaves = (("", output),) if isinstance(output, Tensor) else tensor_leaves(output)
-            rows, first = self.rows, len(self.rows)
+            first = len(self.rows)
             for path, tensor in leaves:
                 node = self.dataflow.node_of(tensor)
                 if node is not None:
@@ -245,45 +246,39 @@ class Recorder:
                     if node.made_by is None:
                         node.made_by = name
                 if has_rows and (tensor.is_floating_point() or tensor.is_complex()):
-                    probe = self._probe(tensor, node)
-                    rows.append(
-                        Row(
-                            name,
-                            module,
-                            call,
-                            path,
-                            tensor.shape,
-                            tensor.dtype,
-                            probe,
-                            tensor.requires_grad,
-                            node,
-                        )
-                    )
-            if has_rows and len(rows) == first:
-                rows.append(Row(name, module, call, *_without_floats(leaves)))
+                    self._add_row(name, module, call, path, tensor, node)
+            if has_rows and len(self.rows) == first:
+                self.rows.append(Row(name, module, call, *_without_floats(leaves)))
 
-    def _probe(self, tensor: Tensor, node: Node | None) -> int:
+    def _add_row(
+        self, name: str, module: nn.Module, call: int, path: str, tensor: Tensor, node: Node | None
+    ) -> None:
+        asks = tensor.requires_grad
         if node is None:
-            return self.probes.add(tensor)
-        if node.probe is None:
-            node.probe = self.probes.add(tensor)
-        elif not node.requires_grad and tensor.requires_grad:
-            # The output of a re-entrant checkpoint: measured inside it, given its gradient function after.
-            self.probes.watch_gradient(tensor, node.probe)
-        return node.probe
+            probe = self.probes.add(tensor)
+        elif node.probe is None:
+            probe = node.probe = self.probes.add(tensor)
+        else:
+            probe = node.probe
+            if asks and not node.requires_grad:
+                # The output of a re-entrant checkpoint: measured inside it, given its gradient function after.
+                self.probes.watch_gradient(tensor, probe)
+        self.rows.append(Row(name, module, call, path, tensor.shape, tensor.dtype, probe, asks, node))
 
     def _on_op(self, node: Node, tensor: Tensor, args: tuple[Any, ...]) -> None:
         """Measure what may stand on the trunk even where no module returns it."""
-        if node.op in WEIGHT_OPS and node.floating:
-            nodes = self.dataflow.nodes
-            if is_weight_op(node, nodes):
-                node.probe = self._measure_stream(tensor)
-                self.dataflow.remember(node, tensor)
-        self.sites.after(node, tensor, args)
-        self.activations.after(node, tensor)
-        if node.op == BATCH_NORM_OP:
+        op, dataflow = node.op, self.dataflow
+        if op in WEIGHT_OPS and node.floating and is_weight_op(node, dataflow.nodes):
+            node.probe = self._measure_stream(tensor)
+            dataflow.remember(node, tensor)
+        in_place = bool(args) and args[0] is tensor
+        if in_place or op in WATCHED_OPS or dataflow.joining is not None or "::" in op:
+            self.sites.after(node, tensor, args)
+        if self.activations.pending is not None:
+            self.activations.after(node, tensor)
+        if op == BATCH_NORM_OP:
             self.batch_norms.after(node)
-        elif node.op in ATTENTION_CALLS:
+        elif op in ATTENTION_CALLS:
             self.attentions.after(node)
         if self._observer is not None:
             self._observer(node, tensor, args)

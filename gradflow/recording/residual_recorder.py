@@ -33,6 +33,9 @@ from gradflow.recording.site_measures import OperandProducts, operand_products, 
 from gradflow.recording.site_operands import Operand, OperandReader, Summed
 from gradflow.trace_model import OverwrittenSkip
 
+WATCHED_OPS = SUM_OPS | SCALE_OPS | CONCAT_OPS | {"stack"}
+"""Ops that ``SiteRecorder.after`` has to be told of, with those in place, of custom functions and other libraries."""
+
 
 class Finder(Protocol):
     """Asks whether a sum is a site."""
@@ -193,7 +196,7 @@ class SiteRecorder:
         return self._broadcast(summed.left.node, summed.right.node, in_place) if plain else None
 
     def after(self, node: Node, tensor: Tensor, args: tuple[Any, ...]) -> None:
-        """Note what an op was, and where a site's sum went."""
+        """Note what an op was, and where a site's sum went; which have to be told, see ``WATCHED_OPS``."""
         if self._dataflow.joining is not None or "::" in node.op:
             self._note_opaque(node, tensor)
             return

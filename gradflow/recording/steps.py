@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gradflow.errors import GradflowError, LossError
 from gradflow.recording import (
     dataflow,
+    gradient_hooks,
     gradient_split,
     hooks,
     overwrite_proof,
@@ -146,6 +147,7 @@ _WATCHING = tuple(
     str(module.__file__)
     for module in (
         dataflow,
+        gradient_hooks,
         gradient_split,
         hooks,
         overwrite_proof,

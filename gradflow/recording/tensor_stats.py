@@ -166,7 +166,9 @@ class StatisticsCollector:
         self._results.append(_NOT_MEASURED)
         if is_transformed(tensor):
             return slot
-        values = real_values(tensor)
+        values = tensor.detach() if tensor.requires_grad else tensor
+        if values.layout is not torch.strided or values.is_complex():
+            values = real_values(values)
         key = (values.shape, values.dtype, values.device, values.is_contiguous())
         buffer = self._buffers.get(key)
         if buffer is None:
