@@ -18,6 +18,7 @@ from gradflow.recording.activations import (
     from_rows,
 )
 from gradflow.recording.dataflow import Dataflow, Node
+from gradflow.recording.drafts import drafting
 from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS
 from gradflow.recording.tensor_stats import StatisticsCollector
 from gradflow.recording.weight_ops import CONV_OPS, LINEAR_OPS
@@ -35,6 +36,7 @@ _SHIFTS = frozenset({"sub", "sub_", "__sub__", "__rsub__", "rsub", "neg", "__neg
 _PICKS = frozenset({"gather", "topk", "index", "masked_fill", "masked_fill_", "where", "cat", "stack"})
 _CARRIED = VALUE_OPS | SCALE_OPS | ADD_OPS | _SHIFTS | _PICKS
 """A gate is still a gate after these, where nothing else that depends on the data comes in."""
+_ACTIVATION = drafting(ActivationRecord)
 
 
 @dataclass(slots=True)
@@ -184,7 +186,7 @@ def _record(
     layer: int | None,
     is_gate: bool,
 ) -> ActivationRecord:
-    return ActivationRecord(
+    return _ACTIVATION(
         order=order,
         name=name,
         op=node.op.strip("_"),

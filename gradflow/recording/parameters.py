@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gradflow.recording.cuts import CutFinder
+from gradflow.recording.drafts import drafting
 from gradflow.recording.layout import NamedParameter
 from gradflow.recording.tensor_stats import CHUNK, dtype_name, norm_and_nonfinite
 from gradflow.trace_model import Coverage, ParameterRecord
+
+_PARAMETER = drafting(ParameterRecord)
 
 
 def parameter_records(
@@ -55,7 +59,7 @@ def _record(
         coverage = Coverage.MEASURED
         elasticity = None if norm is None else norm * gradient_norm
         ratio = gradient_norm / norm if norm else None
-    return ParameterRecord(
+    return _PARAMETER(
         name=item.names[0],
         aliases=item.names[1:],
         module=item.owner,
@@ -87,21 +91,29 @@ def _coverage(item: NamedParameter, cuts: CutFinder, called: frozenset[str]) -> 
 def _norms(tensors: Sequence[Tensor | None]) -> list[tuple[float, int] | None]:
     """(norm, non-finite count) of each tensor; small ones in one batch a device."""
     found: list[tuple[float, int] | None] = [None] * len(tensors)
-    small: dict[torch.device, list[int]] = {}
+    small: defaultdict[torch.device, list[int]] = defaultdict(list)
     for position, tensor in enumerate(tensors):
         if tensor is None:
             continue
         if _is_small(tensor):
-            small.setdefault(tensor.device, []).append(position)
+            small[tensor.device].append(position)
         elif _is_measurable(tensor):
             found[position] = norm_and_nonfinite(tensor)
-    for positions in small.values():
+    for device, positions in small.items():
         members = [tensor for tensor in map(tensors.__getitem__, positions) if tensor is not None]
         with torch.no_grad():
-            norms = torch.stack(torch._foreach_norm(members)).tolist()
+            norms = _numbers(torch._foreach_norm(members), device)
         for position, tensor, norm in zip(positions, members, norms, strict=True):
             found[position] = (norm, 0) if norm < math.inf else norm_and_nonfinite(tensor)
     return found
+
+
+def _numbers(values: Sequence[Tensor], device: torch.device) -> list[float]:
+    """0-d tensors as numbers; on the CPU there is nothing to transfer, and stacking would cost more than looking."""
+    if device.type == "cpu":
+        return [value.item() for value in values]
+    numbers: list[float] = torch.stack(tuple(values)).tolist()
+    return numbers
 
 
 def _is_small(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch.jit import ScriptModule
 
 from gradflow.recording.cuts import CutFinder
 from gradflow.recording.dataflow import Node
+from gradflow.recording.drafts import drafting
 from gradflow.recording.overwrite_proof import AccusedSite, accused_sites
 from gradflow.recording.parameters import parameter_records
 from gradflow.recording.recorder import Recorder, Row
@@ -36,6 +37,7 @@ from gradflow.trace_model import (
 
 ACTIVATION_MODULES = nn.ReLU.__module__
 """Where the modules live whose forward is one nonlinearity and nothing else."""
+_LAYER, _POINT = drafting(LayerRecord), drafting(TrunkPoint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,7 @@ def _layer(order: int, row: Row, recorder: Recorder, statistics: Sequence[Tensor
         coverage, note = Coverage.MEASURED, ""
     else:
         coverage, note = _coverage(row, recorder)
-    return LayerRecord(
+    return _LAYER(
         order=order,
         name=row.name,
         call=row.call,
@@ -240,7 +242,7 @@ def _point(
     layer = None if node.probe is None else by_probe.get(node.probe)
     # The last dimension of a convolution's output counts positions, not features.
     token = None if node.probe is None or node.op in CONV_OPS else tokens.get(node.probe)
-    return TrunkPoint(
+    return _POINT(
         name=node.place if node.op != "add" else node.module,
         op=node.op.strip("_"),
         layer=layer,

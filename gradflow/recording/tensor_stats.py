@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from gradflow.recording.drafts import drafting
 from gradflow.recording.sample_buffers import SAMPLE_ELEMENTS, Buffer, BufferPool, Key
 from gradflow.trace_model import TensorStatistics
 
@@ -29,6 +30,7 @@ WELL_CONDITIONED = 1e-3
 
 _ACCUMULATING = frozenset({torch.float32, torch.float64})
 """Types whose sums are accurate in themselves; narrower ones are widened first."""
+_STATISTICS = drafting(TensorStatistics)
 _NOT_MEASURED = TensorStatistics()
 _EMPTY = TensorStatistics(nonfinite=0, sample=0)
 
@@ -278,7 +280,7 @@ def _looked_at(values: Tensor) -> list[float]:
 def _statistics(row: list[float], size: int, spread: bool) -> TensorStatistics:
     within, between, common = row[_WITHIN], row[_BETWEEN], row[_COMMON]
     square = common + within
-    return TensorStatistics(
+    return _STATISTICS(
         mean=row[_MEAN],
         std=math.sqrt(within + between),
         rms=math.sqrt(square),
@@ -318,15 +320,18 @@ def _with_exact(sampled: TensorStatistics, size: int, row: Sequence[float]) -> T
     rms, mean = norm / math.sqrt(size), total / size
     variance = rms * rms - mean * mean
     exact = variance > WELL_CONDITIONED * rms * rms or not math.isfinite(variance)
-    return replace(
-        sampled,
+    return _STATISTICS(
         mean=mean,
         rms=rms,
         std=math.sqrt(variance)
         if exact and math.isfinite(variance)
         else (math.nan if exact else sampled.std),
         absmax=max(high, -low),
+        zero_fraction=sampled.zero_fraction,
         nonfinite=int(bad),
+        signal=sampled.signal,
+        common_mode=sampled.common_mode,
+        sample=sampled.sample,
     )
 
 
