@@ -93,11 +93,9 @@ def _norms(tensors: Sequence[Tensor | None]) -> list[tuple[float, int] | None]:
     found: list[tuple[float, int] | None] = [None] * len(tensors)
     small: defaultdict[torch.device, list[int]] = defaultdict(list)
     for position, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
-        if _is_small(tensor):
+        if tensor is not None and _is_small(tensor):
             small[tensor.device].append(position)
-        elif _is_measurable(tensor):
+        elif tensor is not None and _is_measurable(tensor):
             found[position] = norm_and_nonfinite(tensor)
     for device, positions in small.items():
         members = [tensor for tensor in map(tensors.__getitem__, positions) if tensor is not None]

@@ -13,18 +13,21 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradflow.recording.drafts import drafting
-from gradflow.recording.sample_buffers import SAMPLE_ELEMENTS, Buffer, BufferPool, Key
+from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, SAMPLE_ELEMENTS, Buffer, BufferPool, Key
 from gradflow.trace_model import TensorStatistics
 
 CHUNK = 65_536
 """Norms are taken over chunks of this length: one float32 accumulator over 1e7 elements is off by 2e-4."""
 SUNK = 4.0
 """How many of its own standard deviations below 0 the mean pre-activation of a sunk unit is."""
+SQUARABLE = 1e18
+"""Of tensors whose elements are all smaller than this, no moment overflows in float32."""
 WELL_CONDITIONED = 1e-3
 """The variance is taken from exact moments only above this share of the mean square."""
 
@@ -142,6 +145,8 @@ class StatisticsCollector:
     pool: BufferPool
     _buffers: dict[Key, Buffer] = field(default_factory=dict)
     _reduced: list[tuple[Buffer, tuple[int, ...], Tensor]] = field(default_factory=list)
+    _waiting: dict[tuple[int, torch.dtype], list[_Reduced]] = field(default_factory=dict)
+    """What is known of each unit, by how many units and which type, until it is combined for all tensors at once."""
     _results: list[TensorStatistics] = field(default_factory=list)
     _exact: dict[int, tuple[int, Sequence[float]]] = field(default_factory=dict)
     """Number of elements and exact moments of each large tensor."""
@@ -195,6 +200,8 @@ class StatisticsCollector:
         for buffer in self._buffers.values():
             if buffer.members:
                 self._reduce(buffer)
+        for key in tuple(self._waiting):
+            self._combine(key)
         for buffer, members, rows in self._reduced:
             self._fill(buffer, members, rows.tolist())
         self._reduced.clear()
@@ -217,9 +224,17 @@ class StatisticsCollector:
         """Reduce what a buffer holds, and empty it; on the CPU looking at the result costs nothing."""
         members = tuple(buffer.members)
         matrix = buffer.as_matrix()
-        rows, units = _reduce(matrix, self.pool.scratch_like(matrix))
-        if buffer.take is None and buffer.axis == 0 and len(buffer.slots[0].shape) == 2:
-            self._units.update({slot: (units, row) for row, slot in enumerate(members)})
+        moments = _unit_moments(matrix, self.pool.scratch_like(matrix))
+        if matrix.is_cpu and moments.absmax.max().item() < SQUARABLE:
+            key = (matrix.shape[2], matrix.dtype)
+            waiting = self._waiting.setdefault(key, [])
+            waiting.append(_Reduced(buffer, members, moments))
+            if key[0] * sum(len(reduced.members) for reduced in waiting) >= BUFFER_ELEMENTS:
+                self._combine(key)
+            buffer.members.clear()
+            return
+        rows, units = _combined(moments)
+        self._note_units(buffer, members, units, 0)
         if matrix.device.type != "cpu":
             self._reduced.append((buffer, members, torch.cat((rows.double(), _nonfinite_column(matrix)), 1)))
         else:
@@ -229,6 +244,23 @@ class StatisticsCollector:
                     listed[position] = _looked_at(matrix[position])
             self._fill(buffer, members, listed)
         buffer.members.clear()
+
+    def _combine(self, key: tuple[int, torch.dtype]) -> None:
+        """Combine over units what waits: a call for hundreds of small tensors instead of one for each buffer."""
+        waiting = self._waiting.pop(key)
+        rows, units = _combined(
+            _UnitMoments(*map(torch.cat, zip(*(r.moments for r in waiting), strict=True)))
+        )
+        listed, start = rows.tolist(), 0
+        for reduced in waiting:
+            end = start + len(reduced.members)
+            self._note_units(reduced.buffer, reduced.members, units, start)
+            self._fill(reduced.buffer, reduced.members, listed[start:end])
+            start = end
+
+    def _note_units(self, buffer: Buffer, members: tuple[int, ...], units: UnitRows, start: int) -> None:
+        if buffer.take is None and buffer.axis == 0 and len(buffer.slots[0].shape) == 2:
+            self._units.update({slot: (units, row) for row, slot in enumerate(members, start)})
 
     def _fill(self, buffer: Buffer, members: tuple[int, ...], rows: list[list[float]]) -> None:
         size = buffer.slots[0].numel()
@@ -240,20 +272,47 @@ class StatisticsCollector:
 _MEAN, _WITHIN, _BETWEEN, _COMMON, _ABSMAX, _NONZERO, _BAD = range(7)
 
 
-def _reduce(x: Tensor, scratch: Tensor) -> tuple[Tensor, UnitRows]:
-    """Rows of moments, largest magnitude and nonzero count of [tensors, samples, units], and units alone.
+class _UnitMoments(NamedTuple):
+    """Of several tensors, [tensors, units] but for the first."""
 
-    The moments are: the mean; the variance over samples, averaged over units; the variance over units of
-    their means; the mean square of those means. The variance is the corrected two-pass form: exact where all
-    samples nearly agree, which is where the signal matters most. ``scratch`` is as large as ``x``.
-    """
+    absmax: Tensor
+    """Largest magnitude of each tensor, [tensors]."""
+    active: Tensor
+    centre: Tensor
+    shift: Tensor
+    """Mean of the deviations from ``centre``: its rounding error."""
+    square: Tensor
+    """Mean square of those deviations."""
+
+
+class _Reduced(NamedTuple):
+    """What a buffer held."""
+
+    buffer: Buffer
+    members: tuple[int, ...]
+    moments: _UnitMoments
+
+
+def _unit_moments(x: Tensor, scratch: Tensor) -> _UnitMoments:
+    """Reduce [tensors, samples, units] over samples; ``scratch`` is as large as ``x``."""
     absmax = torch.abs(x, out=scratch).amax((1, 2))
     active = scratch.sign_().sum(1)
     centre = x.mean(1, keepdim=True)
     deviation = torch.sub(x, centre, out=scratch)
     shift = deviation.mean(1)
-    variance = deviation.square_().mean(1).addcmul_(shift, shift, value=-1).clamp_min_(0)
-    unit_mean = shift.add_(centre.squeeze(1))
+    return _UnitMoments(absmax, active, centre.squeeze(1), shift, deviation.square_().mean(1))
+
+
+def _combined(moments: _UnitMoments) -> tuple[Tensor, UnitRows]:
+    """Rows of moments, largest magnitude and nonzero count of each tensor, and its units alone.
+
+    The moments are: the mean; the variance over samples, averaged over units; the variance over units of
+    their means; the mean square of those means. The variance is the corrected two-pass form: exact where all
+    samples nearly agree, which is where the signal matters most.
+    """
+    absmax, active, centre, shift, square = moments
+    variance = square.addcmul_(shift, shift, value=-1).clamp_min_(0)
+    unit_mean = shift.add_(centre)
     units = UnitRows(active=active, sunk=unit_mean < variance.sqrt().mul_(-SUNK))
     mean = unit_mean.mean(1)
     common = unit_mean.square().mean(1)
@@ -269,7 +328,7 @@ def _nonfinite_column(matrix: Tensor) -> Tensor:
 def _looked_at(values: Tensor) -> list[float]:
     """The row with its non-finite count; what overflowed in float32 is taken again in float64."""
     wide = values.double().unsqueeze(0)
-    rows, _ = _reduce(wide, torch.empty_like(wide))
+    rows, _ = _combined(_unit_moments(wide, torch.empty_like(wide)))
     again: list[float] = rows.tolist()[0]
     bad = float(count_nonfinite(values).item())
     if bad:
