@@ -7,7 +7,10 @@ samples has come half of the way from chance (the most frequent target) to what 
 budget at its best rate; one that has not come a tenth of it by step 60 is given up. Accuracy and not loss, so that a
 net that is sure of itself is not called untrained; in the mode it trains in, so that running statistics do not count.
 
-    OMP_NUM_THREADS=1 nice python benchmarks/trainability_labels.py [--limit N]
+Slow is not broken: ``--patient`` gives each optimizer that did not train a net 600 steps at its two best rates, and
+appends those runs, which are told by their steps.
+
+    OMP_NUM_THREADS=1 nice python benchmarks/trainability_labels.py [--limit N] [--patient]
 
 It goes on where an earlier run of it stopped: rows are appended a net and seed at a time, all nets of a seed first.
 """
@@ -47,8 +50,10 @@ SEEDS = (0, 1, 2)
 STEPS, EVERY = 120, 20
 RATES = {"sgd": (0.03, 0.1, 0.002), "adam": (0.003, 0.01, 0.0005)}
 LINEAR_RATES = {"sgd": (1.0, 0.3, 0.1), "adam": (0.1, 0.03, 0.01)}
-HALF_TIME, HOPELESS = 60, 0.1
-"""A run that has come less than this far by then is given up."""
+PATIENT_STEPS = 600
+"""What a net is given before it is called broken: slow is not broken."""
+HOPELESS = 0.1
+"""A run that has come less than this far by half its time is given up."""
 BEST = 2
 EVALUATION, EVALUATION_SEED = 256, 12_345
 ENOUGH = 0.5
@@ -61,7 +66,7 @@ def batch_size(family: str) -> int:
 
 
 def accuracies(
-    module: nn.Module, data: str, size: int, optimizer: str, rate: float, seed: int
+    module: nn.Module, data: str, size: int, optimizer: str, rate: float, seed: int, steps: int = STEPS
 ) -> Iterator[float]:
     """Train and yield the accuracy every so many steps; ends early where the loss is no longer finite."""
     make = {
@@ -70,7 +75,7 @@ def accuracies(
     }
     stepper = make[optimizer](module.parameters())
     inputs, targets = batch(data, EVALUATION_SEED, EVALUATION)
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         x, y = batch(data, 100_000 * (seed + 1) + step, size)
         loss = loss_of(module(x), y)
         stepper.zero_grad()
@@ -116,19 +121,33 @@ def runs(net: Net, seed: int, first: Sequence[Run]) -> Iterator[Run]:
                 break
 
 
+def patient_runs(net: Net, seed: int, known: Sequence[Run]) -> Iterator[Run]:
+    """Train once more, five times as long, with each optimizer that did not train a net at its two best rates."""
+    for optimizer in RATES:
+        own = [run for run in known if (run.net, run.seed, run.optimizer) == (net.name, seed, optimizer)]
+        if any(run.trained or run.steps > STEPS for run in own):
+            continue
+        for rate in rates(optimizer, own):
+            run = train(net, seed, optimizer, rate, PATIENT_STEPS)
+            yield run
+            if run.trained:
+                break
+
+
 def rates(optimizer: str, first: Sequence[Run]) -> Sequence[float]:
     """All rates, or the two best of the first seed's, best first."""
     known = sorted((run for run in first if run.optimizer == optimizer), key=lambda run: -run.score)
     return [run.rate for run in known[:BEST]] if first else RATES[optimizer]
 
 
-def train(net: Net, seed: int, optimizer: str, rate: float) -> Run:
+def train(net: Net, seed: int, optimizer: str, rate: float, budget: int = STEPS) -> Run:
     """One run, up to the check that finds the net trained."""
     best, steps = 0.0, 0
-    for accuracy in accuracies(build(net, seed), net.data, batch_size(net.family), optimizer, rate, seed):
+    module, size = build(net, seed), batch_size(net.family)
+    for accuracy in accuracies(module, net.data, size, optimizer, rate, seed, budget):
         steps += EVERY
         best = max(best, score(accuracy, net.data))
-        if best >= ENOUGH or (steps >= HALF_TIME and best < HOPELESS):
+        if best >= ENOUGH or (steps >= budget // 2 and best < HOPELESS):
             break
     return Run(net.name, seed, optimizer, rate, steps, round(best, 4), int(best >= ENOUGH))
 
@@ -141,11 +160,16 @@ def main() -> None:
         "--part", type=int, nargs=2, default=(0, 1), metavar=("K", "N"), help="every Nth net from the Kth on"
     )
     parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--patient", action="store_true", help="give what failed five times as long")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # vanished gradients are subnormal, which costs a processor a hundredfold
     known = read(options.table)
     mine = set(grid()[options.part[0] :: options.part[1]])
+    if options.patient:
+        for net, seed in [(net, seed) for seed in SEEDS for net in grid() if net in mine]:
+            append(options.table, list(patient_runs(net, seed, known)))
+        return
     for net, seed in [item for item in todo(known) if item[0] in mine][: options.limit]:
         started = time.process_time()
         first = [run for run in known if run.net == net.name and run.seed == SEEDS[0]]

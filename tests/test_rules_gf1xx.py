@@ -69,11 +69,11 @@ def test_vanishing_by_what_is_left_in_all(gain: float, severity: Severity | None
 @pytest.mark.parametrize(
     ("gain", "share", "severity"),
     [
-        (0.99e-3, 0.99e-3, ERROR),
-        (0.99e-3, 1.01e-3, WARNING),
-        (1.01e-3, 0.99e-3, INFO),
+        (2.9e-5, 0.99e-3, ERROR),
+        (2.9e-5, 1.01e-3, WARNING),
+        (3.1e-5, 0.99e-3, WARNING),
         (0.5, 1e-9, None),
-        (0.99e-3, None, WARNING),
+        (2.9e-5, None, WARNING),
     ],
 )
 def test_vanishing_where_the_signal_is_lost_too(

@@ -112,7 +112,8 @@ def test_what_is_wrong_in_the_file_is_said(
 
 def test_the_command_line_moves_a_limit(tmp_path: Path) -> None:
     target = "sample_models/deep_sigmoid_mlp.py"
-    moved = ["--threshold", "GF101.gain.error=1e-30", "--threshold", "GF101.gain.warning=1e-20"]
+    names = ("gain.error", "gain.warning", "lost-gain.error")
+    moved = [word for name in names for word in ("--threshold", f"GF101.{name}=1e-30")]
     done = CliRunner().invoke(
         app, ["inspect", target, "--select", "GF101", "--fail-on", "error", "--format", "json", *moved]
     )
