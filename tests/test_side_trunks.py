@@ -59,7 +59,7 @@ def test_two_inputs_and_two_outputs_have_their_towers() -> None:
     # The path through most layers is image (6), shared (4) and auxiliary (5), whose last is the head.
     assert described(report) == [
         ("image → aux", "image.0", "auxiliary.6", 14),
-        ("text → logits", "text.0", "text.8", 5),
+        ("text → aux", "text.0", "text.8", 5),
     ]
 
 
@@ -89,8 +89,8 @@ def test_a_gradient_that_vanishes_in_a_side_tower_is_found_there() -> None:
     report = gradflow.inspect(Wide(), inputs())
     (found,) = [f for f in report.findings if f.rule == "GF101" and f.severity is Severity.ERROR]
     assert str(found.location).startswith("text.")
-    assert found.message.endswith("(on the path text → logits)")
-    assert ("path", "text → logits") in found.evidence
+    assert found.message.endswith("(on the path text → aux)")
+    assert ("path", "text → aux") in found.evidence
 
 
 class Branching(nn.Module):
@@ -159,6 +159,27 @@ def test_what_counts_as_a_trunk_of_its_own(
     torch.manual_seed(0)
     given = tuple(torch.randn(shape) for shape in shapes)
     assert described(gradflow.inspect(model(), given))[1:] == sides
+
+
+class DeepHead(nn.Module):
+    """Residual blocks, then a head of five layers behind a pooling: no part of the residual trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(tower(2) for _ in range(4))
+        self.head = nn.Sequential(*tower(5, nn.Sigmoid), nn.Linear(WIDTH, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(1))
+
+
+def test_a_deep_head_behind_the_trunk_is_a_trunk_of_its_own() -> None:
+    report = gradflow.inspect(DeepHead(), torch.randn(8, 4, WIDTH))
+    assert described(report) == [("x → loss", "", "", 4), ("x → loss", "head.0", "head.8", 5)]
+    assert any(f.rule == "GF101" and str(f.location).startswith("head.") for f in report.findings)
 
 
 def test_encoder_and_decoder_of_a_library_have_a_trunk_each() -> None:

@@ -26,6 +26,8 @@ from gradflow.recording.weight_ops import is_weight_op, weights_of
 
 FEWEST = 3
 """Fewer tensors of their own make no trunk: a gate, a time embedding, a head."""
+FEWEST_OF_A_HEAD = 5
+"""A head of a few layers, drawn small on purpose, is no trunk either."""
 MOST = 8
 """Side trunks that are looked for, longest first."""
 
@@ -43,20 +45,28 @@ def find_side_trunks(
         if len(open_) < FEWEST:
             break
         whole = longest_path(nodes, end, counted=open_)
-        own = _longest_run(whole[: reduction_on(whole, nodes, end)], open_, met)
+        reduction = whole[reduction_on(whole, nodes, end) :][:1]
+        own = _longest_run(whole, open_, met.union(reduction))
         side = _side(own, open_, whole, nodes, sites)
-        found += [side] if side is not None else []
+        found += [side] if side is not None and not _is_short_head(side, main) else []
         open_ -= set(own) or set(whole)
     return tuple(found)
 
 
+def _is_short_head(side: TrunkPath, main: TrunkPath) -> bool:
+    behind = bool(main.nodes) and side.nodes[0] > main.nodes[-1]
+    return behind and len(side.nodes) < FEWEST_OF_A_HEAD
+
+
 def _met(main: TrunkPath) -> set[int]:
-    """The nodes of the main path from the trunk's first tensor on: before it may lie a whole encoder."""
-    return {i for i in main.path if not main.nodes or i >= main.nodes[0]} | set(main.nodes)
+    """The nodes of the main path between the trunk's ends: before may lie a whole encoder, behind a deep head."""
+    if not main.nodes:
+        return set(main.path)
+    return {i for i in main.path if main.nodes[0] <= i <= main.nodes[-1]} | set(main.nodes)
 
 
 def _longest_run(path: Sequence[int], wanted: Collection[int], met: Collection[int]) -> list[int]:
-    """The stretch of a path with most wanted nodes in a row, none of the main path between them."""
+    """The stretch of a path with most wanted nodes in a row, nothing of the main path or a reduction between them."""
     runs: list[list[int]] = [[]]
     counts = [0]
     for i in path:
