@@ -54,8 +54,9 @@ def find_side_trunks(
 
 
 def _is_short_head(side: TrunkPath, main: TrunkPath) -> bool:
-    behind = bool(main.nodes) and side.nodes[0] > main.nodes[-1]
-    return behind and len(side.nodes) < FEWEST_OF_A_HEAD
+    """It follows the trunk's last tensor on its own path, and has few layers."""
+    behind = main.nodes[-1:] and main.nodes[-1] < side.nodes[0] and main.nodes[-1] in side.path
+    return bool(behind) and len(side.nodes) < FEWEST_OF_A_HEAD
 
 
 def _met(main: TrunkPath) -> set[int]:
