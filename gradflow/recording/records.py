@@ -201,18 +201,21 @@ def _trunks(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int
             kind=found.kind,
             points=tuple(_point(nodes[i], recorder, statistics, by_probe, tokens) for i in found.nodes),
             batch_norm=found.batch_norm,
-            path=_path_name(found, recorder, end),
+            path=_path_name(found, recorder, end, main),
         )
         for found in (main, *find_side_trunks(nodes, end, sites, main))
     )
 
 
-def _path_name(found: TrunkPath, recorder: Recorder, end: int | None) -> str:
+def _path_name(found: TrunkPath, recorder: Recorder, end: int | None, main: TrunkPath) -> str:
     """ "input_ids → logits": the input that the first tensor comes from, the output that the path goes through."""
     if not found.nodes:
         return ""
-    nodes = recorder.dataflow.nodes
-    start = recorder.inputs.get(longest_path(nodes, found.nodes[0])[0])
+    first = found.nodes[0]
+    # The longest path to a tensor of the main path is that path's own beginning: no need to look for it again.
+    known = found is main and first in main.path
+    path = main.path if known else longest_path(recorder.dataflow.nodes, first)
+    start = recorder.inputs.get(path[0])
     rows = [row for row in recorder.rows if row.name == "" and row.node is not None and row.shape]
     outputs = {row.node.index: row.output for row in rows if row.node is not None}
     passed = [outputs[i] for i in found.path if i in outputs and i != end and i > found.nodes[-1]]
