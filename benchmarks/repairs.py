@@ -14,7 +14,6 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,7 @@ def trains(case: zoo.Case, seed: int, steps: int, optimizer: str, repair: str) -
     target = target_from_objects(*case.build(seed), seed=seed)
     found = next((candidate for candidate in REPAIRS if candidate.name == repair), None)
     if found is None:
-        with nullcontext(target) as plain:
-            return _trains(plain, optimizer, steps)
+        return _trains(target, optimizer, steps)
     report = analyze(record(target, seed=seed, trained=case.trained), Config())
     with repaired(target, found, ground_of(report, found), seed=seed) as mended:
         return _trains(mended, optimizer, steps)

@@ -15,6 +15,7 @@ from gradflow.findings import Finding, Location, Severity
 from gradflow.repair_outcomes import Measure, RepairOutcome
 from gradflow.report import Report
 from gradflow.rules.places import Span, span_of, spans
+from gradflow.rules.precedence import BESIDE
 from gradflow.rules.sites import ADDING_KINDS, alike
 from gradflow.trace_model import ResidualRecord, Trace
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from gradflow.recording.repairs import Branch, Ground, Repair
     from gradflow.recording.target import Target
 
-FEEDS = 2
-"""A nonlinearity stands at most so many rows behind the layer it belongs to: a normalisation between."""
 HEALTHY_LOG_GAIN = math.log(20)
 """|ln J| up to here is as good as 1: the largest that GF102 says nothing about."""
 
@@ -183,14 +182,14 @@ def _scope(trace: Trace, faults: Collection[Finding]) -> frozenset[str]:
 
 
 def _widened(span: Span) -> Span:
-    return span[0] - FEEDS, span[1]
+    return span[0] - BESIDE, span[1]
 
 
 def _activation(trace: Trace, names: Collection[str]) -> str:
     """The commonest nonlinearity of the scope; "" for none."""
     known = spans(trace)
     inside = [known[name] for name in names if name in known]
-    first, last = min((s[0] for s in inside), default=0), max((s[1] for s in inside), default=0) + FEEDS
+    first, last = min((s[0] for s in inside), default=0), max((s[1] for s in inside), default=0) + BESIDE
     ops = [
         a.op.strip("_")
         for a in trace.activations

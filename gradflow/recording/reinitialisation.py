@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradflow.recording.layout import NamedParameter
-from gradflow.recording.weight_ops import CONV_OPS, LINEAR_OPS
+from gradflow.recording.weight_ops import LAYER_OPS
 
 GAINS = {
     "relu": math.sqrt(2.0),
@@ -79,8 +79,8 @@ def unit_variance(scope: Sequence[NamedParameter], run: Callable[[], Any]) -> No
         scope: Parameters of the layers.
         run: A forward of the model.
     """
-    buffered = _UnitVariance(item.parameter for item in scope if is_weight(item.parameter))
-    with torch.no_grad(), buffered:
+    weights = (item.parameter for item in scope if is_weight(item.parameter))
+    with torch.no_grad(), _UnitVariance(weights):
         run()
 
 
@@ -93,7 +93,7 @@ class _UnitVariance(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") not in LINEAR_OPS | CONV_OPS or not isinstance(result, Tensor):
+        if getattr(func, "__name__", "") not in LAYER_OPS or not isinstance(result, Tensor):
             return result
         given = (*args, *(kwargs or {}).values())
         weight = next((self._waiting.pop(id(arg)) for arg in given if id(arg) in self._waiting), None)

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gradflow.recording.activations import ACTIVATION_OPS, family_of
-from gradflow.recording.weight_ops import CONV_OPS, LINEAR_OPS, NORM_OPS
+from gradflow.recording.weight_ops import CONV_OPS, LAYER_OPS, NORM_OPS
 
 Function = Callable[[Tensor], Tensor]
-LAYER_OPS = LINEAR_OPS | CONV_OPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

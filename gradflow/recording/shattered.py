@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,7 +74,7 @@ def _gradients(target: Target, batch: Batch, seed: int, noise: float, samples: i
     with torch.inference_mode(False), torch.enable_grad(), blamed_on(module, "forward"):
         args, kwargs = _pytree.tree_map_only(Tensor, moved.moved, (batch.args, dict(batch.kwargs)))
         # Token numbers cannot be moved: what they are looked up as can.
-        with _embeddings(module, moved) if not moved.leaves else _nothing():
+        with _embeddings(module, moved) if not moved.leaves else nullcontext():
             seed_everything(seed)
             outputs = target.forward(module, replace(batch, args=args, kwargs=kwargs))
         total = loss.compute(outputs, batch)
@@ -83,11 +83,6 @@ def _gradients(target: Target, batch: Batch, seed: int, noise: float, samples: i
             return []
         found = torch.autograd.grad(total, wanted, allow_unused=True)
     return [gradient.float().flatten(1) for gradient in found if gradient is not None]
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

@@ -15,7 +15,8 @@ CONV_OPS |= {"_conv_forward", "conv_tbc", "deform_conv2d"}
 RECURRENT_OPS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"})
 RECURRENT_OPS |= {"rnn_tanh_cell", "rnn_relu_cell"}
 ATTENTION_OPS = frozenset({"multi_head_attention_forward", "_native_multi_head_attention"})
-WEIGHT_OPS = LINEAR_OPS | CONV_OPS | RECURRENT_OPS | ATTENTION_OPS
+LAYER_OPS = LINEAR_OPS | CONV_OPS
+WEIGHT_OPS = LAYER_OPS | RECURRENT_OPS | ATTENTION_OPS
 NORM_OPS = frozenset(
     {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm"}
 )
