@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from gradflow.commands import options
 from gradflow.commands.delivery import deliver, delivery, failures_delivered, judged_by
 from gradflow.commands.progress import progress_line
-from gradflow.commands.torch_import import import_torch
+from gradflow.commands.target_loading import loaded
 from gradflow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,19 +68,8 @@ def anatomy(
     if target.endswith(".json"):
         trace = _saved(context, target)
     else:
-        wanted = {
-            "inputs": tuple(inputs or ()),
-            "loss": loss,
-            "batch_size": batch_size,
-            "device": device,
-            "dtype": dtype,
-            "seed": seed,
-            "checkpoint": None if checkpoint is None else str(checkpoint),
-            "mode": {True: "train", False: "eval", None: None}[train],
-        }
-        trained = trained or checkpoint is not None
         with failures_delivered(target, place, config):
-            trace = _recorded(target, wanted, steps, trained, ablate, ablate_top, paths)
+            trace = _recorded(context.params)
         if ablate and trace.ablation is None:
             print(f"gradflow: {_NOTHING_ABLATED}", file=sys.stderr)
     report = analyze(trace, config)
@@ -87,37 +77,27 @@ def anatomy(
     return 1 if report.fails(config.fail_on) else 0
 
 
-def _recorded(
-    target: str,
-    wanted: dict[str, Any],
-    steps: int,
-    trained: bool,
-    ablate: str | None,
-    ablate_top: int | None,
-    paths: bool,
-) -> Trace:
-    """Load the target and run it; ``wanted`` are its ``TargetOptions``."""
+def _recorded(given: Mapping[str, Any]) -> Trace:
+    """Load the target and run it as the command's arguments say."""
     with progress_line() as show:
-        show("importing torch")
-        import_torch()
+        target, wanted = loaded(given, show)
         from gradflow.recording.ablation import AblationRequest
         from gradflow.recording.execution import record
         from gradflow.recording.path_passes import PathRequest
-        from gradflow.recording.target import TargetOptions, load_target
 
-        show(f"building {target}")
+        order = given["ablate"]
         ablation = AblationRequest(
-            order=ablate or "each", most=ablate_top, announce=_announce, count=show.count
+            order=order or "each", most=given["ablate_top"], announce=_announce, count=show.count
         )
         return record(
-            load_target(target, TargetOptions(**wanted)),
-            seed=wanted["seed"],
-            steps=steps,
-            trained=trained,
-            mode=wanted["mode"],
+            target,
+            seed=wanted.seed,
+            steps=given["steps"],
+            trained=given["trained"] or wanted.checkpoint is not None,
+            mode=wanted.mode,
             progress=show,
-            ablation=ablation if ablate else None,
-            paths=PathRequest() if paths else None,
+            ablation=ablation if order else None,
+            paths=PathRequest() if given["paths"] else None,
         )
 
 

@@ -11,7 +11,7 @@ import typer
 from gradflow.commands import options
 from gradflow.commands.delivery import deliver, delivery, failures_delivered, judged_by
 from gradflow.commands.progress import progress_line
-from gradflow.commands.torch_import import import_torch
+from gradflow.commands.target_loading import loaded
 
 if TYPE_CHECKING:
     from gradflow.recording.target import Target
@@ -52,24 +52,10 @@ def inspect(
     place = delivery(context, form, output, csv, show_all, csv_bom=csv_bom)
     config = judged_by(select, ignore, fail_on, threshold)
     with failures_delivered(target, place, config), progress_line() as show:
-        show("importing torch")
-        import_torch()
+        model, wanted = loaded(context.params, show)
         from gradflow.recording.execution import record
         from gradflow.recording.shattered import with_correlation
-        from gradflow.recording.target import TargetOptions, load_target
 
-        wanted = TargetOptions(
-            inputs=tuple(inputs or ()),
-            loss=loss,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
-            checkpoint=None if checkpoint is None else str(checkpoint),
-            mode={True: "train", False: "eval", None: None}[train],
-        )
-        show(f"building {target}")
-        model = load_target(target, wanted)
         trained = trained or checkpoint is not None
         trace = record(model, seed=seed, steps=steps, trained=trained, mode=wanted.mode, progress=show)
         if shattered:
