@@ -168,6 +168,8 @@ class Trunk:
     """True where a batch normalisation stands between two points."""
     path: str = ""
     """From where to where: "input_ids → loss", "x → outputs.aux"; "" where there is no trunk."""
+    token_geometry: float | None = None
+    """Which token is which: similarity of T_K to the first tensors, over tokens; None where there are no tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ CoveredT = TypeVar("CoveredT", LayerRecord, ParameterRecord)
 STATISTICS = tuple(field.name for field in fields(TensorStatistics))
 LAYER_NUMBERS = ("gradient_norm", "gradient_nonfinite")
 POINT_NUMBERS = (*LAYER_NUMBERS, "token_signal", "token_common_mode")
+TRUNK_NUMBERS = ("token_geometry",)
 PARAMETER_NUMBERS = (
     "norm",
     "gradient_norm",
@@ -173,7 +174,7 @@ def _median_trunk(trunks: Sequence[Trunk]) -> Trunk:
     names = [point.name for point in first.points]
     alike = [trunk for trunk in trunks if [point.name for point in trunk.points] == names]
     points = tuple(_median_point(points) for points in zip(*(trunk.points for trunk in alike), strict=True))
-    return replace(first, points=points)
+    return replace(first, points=points, **_medians(alike, TRUNK_NUMBERS))
 
 
 def _median_side_trunks(steps: Sequence[Sequence[Trunk]]) -> tuple[Trunk, ...]:

@@ -35,6 +35,7 @@ from gradflow.recording.tensor_stats import (
     norm_and_nonfinite,
     real_values,
 )
+from gradflow.recording.token_geometry import TokenGeometry
 from gradflow.recording.token_stats import TokenCollector
 from gradflow.recording.weight_ops import WEIGHT_OPS, is_weight_op
 from gradflow.trace_model import TensorStatistics
@@ -150,6 +151,7 @@ class Recorder:
             probe=self._measure_stream,
         )
         self.tokens = TokenCollector(batch_size)
+        self.token_geometry = TokenGeometry(batch_size)
         self.activations = ActivationRecorder(
             layout.unit_buffers,
             self.probes.statistics,
@@ -288,6 +290,7 @@ class Recorder:
         probe = self.probes.add(tensor)
         if tensor.dim() == 3:
             self.tokens.add(probe, tensor)
+            self.token_geometry.add(probe, tensor)
         return probe
 
     def _on_recompute(self, name: str, module: nn.Module, output: Any) -> None:

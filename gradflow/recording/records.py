@@ -37,6 +37,8 @@ from gradflow.trace_model import (
 
 ACTIVATION_MODULES = nn.ReLU.__module__
 """Where the modules live whose forward is one nonlinearity and nothing else."""
+NORMS_BEHIND = 3
+"""The last of so many tensors of the trunk is one that carries the stream."""
 _LAYER, _POINT = drafting(LayerRecord), drafting(TrunkPoint)
 
 
@@ -202,9 +204,18 @@ def _trunks(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int
             points=tuple(_point(nodes[i], recorder, statistics, by_probe, tokens) for i in found.nodes),
             batch_norm=found.batch_norm,
             path=_path_name(found, recorder, end, main),
+            token_geometry=_token_geometry(found, recorder) if found is main else None,
         )
         for found in (main, *find_side_trunks(nodes, end, sites, main))
     )
+
+
+def _token_geometry(trunk: TrunkPath, recorder: Recorder) -> float | None:
+    """Of the last tensor that a sample was kept of: behind it come only norms, which move no token to another."""
+    last = [recorder.dataflow.nodes[i] for i in trunk.nodes[-NORMS_BEHIND:]]
+    # The last dimension of a convolution's output counts positions, not features.
+    probes = [node.probe for node in reversed(last) if node.probe is not None and node.op not in CONV_OPS]
+    return next((kept for p in probes if (kept := recorder.token_geometry.kept(p)) is not None), None)
 
 
 def _path_name(found: TrunkPath, recorder: Recorder, end: int | None, main: TrunkPath) -> str:

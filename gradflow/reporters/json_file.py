@@ -52,6 +52,7 @@ def _profile(trunk: Trunk, summary: TrunkProfile) -> dict[str, Any]:
         **to_plain(summary),
         "tensors": [point.name for point in trunk.points],
         "path": trunk.path,
+        "token_geometry": trunk.token_geometry,
     }
 
 

@@ -45,6 +45,14 @@ CONSTANT = Threshold(
     severity=Severity.WARNING,
     source="rounding of float32",
 )
+MIXED = Threshold(
+    key="mixed-tokens",
+    name="similarity of the tokens at the last tensor and at the first, where each token is asked, below",
+    value=0.01,
+    severity=Severity.ERROR,
+    source="gradflow's trainability grid, tuned half: all seven text models below 0.007 fail with both optimizers, "
+    "and the six at 0.025 and above that keep their gain train with one at least",
+)
 ZERO = Threshold(
     name="largest activation, at most",
     value=0.0,
@@ -60,6 +68,14 @@ HINT = (
 TOKEN_HINT = (
     "Restore the skips around attention, or lower its share of the stream (pre-norm, smaller value and output "
     "weights): attention averages tokens, and only the skip keeps them apart"
+)
+MIXED_WHY = (
+    "Each token is asked for an answer of its own, and what it was is not there to answer from: an output like that "
+    "is learnt from averages alone"
+)
+MIXED_HINT = (
+    "Restore the skips around attention (x + attention(norm(x))), or make them weigh more: without one each attention "
+    "replaces a token by an average of all it sees"
 )
 CONSTANT_HINT = "Find what makes it so from here on: zero weights, units that are all dead or saturated"
 
@@ -82,13 +98,15 @@ class Axis:
 
 
 def check(trace: Trace, config: Config) -> Iterator[Finding]:
-    """Yield at most one finding: a dead end before a collapse, and the worse axis of two."""
+    """Yield at most one finding: a dead end before lost tokens before a collapse, the worse axis of two."""
     limits = in_force(RULE, config)
     ended = _zero(trace) or _constant(trace, limits.only("constant"))
     if ended is not None:
         yield ended
         return
-    found = [finding for axis in axes(trace) if (finding := _collapse(trace, axis, limits)) is not None]
+    found = _mixed(trace, limits.only("mixed-tokens")) or [
+        finding for axis in axes(trace) if (finding := _collapse(trace, axis, limits)) is not None
+    ]
     if found:
         yield max(found, key=lambda finding: (finding.severity.rank, finding.value or 0.0))
 
@@ -155,6 +173,43 @@ def _evidence(axis: Axis) -> Evidence:
         ("signal_gain", axis.kept),
         ("tensors", len(axis.points)),
     )
+
+
+def _mixed(trace: Trace, limit: Threshold) -> list[Finding]:
+    """What was told of tokens at the beginning and is not at the end, though they may well differ."""
+    kept, trunk = trace.trunk.token_geometry, trace.trunk
+    if kept is None or kept >= limit.value or not _asks_each_token(trace):
+        return []
+    first, last = labels(trunk, 0, len(trunk.points) - 1)
+    return [
+        Finding(
+            rule=RULE.code,
+            slug=RULE.slug,
+            severity=Severity.INFO if trace.run.trained else limit.severity,
+            location=between(trunk, 0, len(trunk.points) - 1),
+            message=(
+                f"Which token is which is lost between {first} and {last}: their similarities agree by "
+                f"{number(max(kept, 0.0))} ({limit.severity} below {number(limit.value)}; 1 where all is kept), and "
+                "the output has one answer for each token"
+            ),
+            why=MIXED_WHY,
+            hint=MIXED_HINT,
+            value=kept,
+            threshold=limit.value,
+            evidence=(("over", "tokens"), ("token_geometry", kept), ("tensors", len(trunk.points))),
+        )
+    ]
+
+
+def _asks_each_token(trace: Trace) -> bool:
+    """Tell whether the tokens of the trunk's first tensor are those that the output has an answer for.
+
+    Of two token streams, as an encoder's and a decoder's, nobody said that they are the same tokens; and a model that
+    squeezes a sequence into one vector and writes it out again means to.
+    """
+    tokens = {point.shape[:2] for point in trace.trunk.points}
+    outputs = {row.shape[:2] for row in trace.layers if row.name == "" and len(row.shape) > 2}
+    return not trace.side_trunks and len(tokens) == 1 and tokens <= outputs
 
 
 def _zero(trace: Trace) -> Finding | None:
@@ -233,21 +288,29 @@ RULE = Rule(
         "A large common part alone is no fault: sigmoid nets and trained language models live with it. It "
         "is one where the signal has gone as well, to less than a hundredth of what it was at the first "
         "tensor.\n\n"
+        "Tokens can also be lost while they still differ: attention without skips gives each an average of all "
+        "it sees, and soon none is told by what it was. Where the output has an answer for each token, gradflow "
+        "compares which tokens are alike at the last tensor with which were at the first, and says error where "
+        "the two have nothing in common.\n\n"
         "Where the gradient is lost too (GF101), that is the cause named first: the two are one fault seen "
         "from both sides."
     ),
     formula=(
         "common-mode fraction = ‖mean_i h‖² / mean_i ‖h‖², i over samples or tokens; "
-        "signal c = RMS over units of the standard deviation over i; signal gain = c_K / c_0; f = RMS of h"
+        "signal c = RMS over units of the standard deviation over i; signal gain = c_K / c_0; f = RMS of h; "
+        "similarity = linear CKA of T_0 and T_K over tokens, each place centred over the samples, by the unbiased "
+        "estimate of HSIC from up to 1024 tokens"
     ),
     why=WHY + ".",
-    hint=f"{HINT}. {TOKEN_HINT}. {CONSTANT_HINT}.",
-    thresholds=(*LIMITS, LOST_SIGNAL, CONSTANT, ZERO),
+    hint=f"{HINT}. {TOKEN_HINT}. {MIXED_HINT}. {CONSTANT_HINT}.",
+    thresholds=(*LIMITS, LOST_SIGNAL, CONSTANT, MIXED, ZERO),
     exemptions=(
         "After training (--trained) all but an exact zero is info: trained language models are anisotropic.",
         "A common-mode fraction above 0.99 whose signal is kept: info.",
         "Inputs that are alike already at the first tensor.",
         "Fewer than 8 samples, for samples; fewer than 8 tokens, for tokens.",
+        "Mixed tokens: one answer for the whole sequence; more than one token stream (encoder and decoder); a "
+        "sequence that is squeezed into one vector on the way; fewer than 128 tokens or 4 samples in all.",
         "A tensor that is zero because its own weight starts at zero and gets a gradient: info.",
         "Tensors off the trunk: a positional embedding is the same for all samples.",
     ),
@@ -256,6 +319,8 @@ RULE = Rule(
         "Dong et al., Attention is not all you need: pure attention loses rank doubly exponentially, ICML 2021",
         "Noci et al., Signal propagation in transformers: theoretical perspectives and the role of rank "
         "collapse, NeurIPS 2022",
+        "Kornblith et al., Similarity of neural network representations revisited, ICML 2019: linear CKA",
+        "Song et al., Supervised feature selection via dependence estimation, ICML 2007: the unbiased estimate",
     ),
     phase="both",
     failing_example="""\
