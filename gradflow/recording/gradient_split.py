@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
+from gradflow.recording import kernels
 from gradflow.recording.tensor_stats import flat_values, is_transformed, real_values
 
 PIECE = 65_536
@@ -223,6 +224,9 @@ def pair_products(first: Tensor | None, second: Tensor | None) -> Tensor:
         zero = torch.zeros_like(square)
         return torch.stack((zero, square, zero) if first is None else (square, zero, zero))
     a, b = _aligned(real_values(first), real_values(second))
+    found = kernels.products(a, b)
+    if found is not None:
+        return torch.tensor(found, dtype=torch.float64, device=a.device)
     if a.device.type != "cpu" or a.dtype is torch.float64:
         return _products(a.double(), b.double())
     products = _products(a, b)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradflow.recording import kernels
 from gradflow.recording.cuts import CutFinder
 from gradflow.recording.drafts import drafting
 from gradflow.recording.layout import NamedParameter
@@ -32,8 +33,8 @@ def parameter_records(
         called: Fully qualified names of the modules that ran.
         optimized: ``id`` of each parameter of the optimizer; None where no optimizer is known.
     """
-    values = _norms([item.parameter for item in named])
-    gradients = _norms([item.parameter.grad for item in named])
+    norms = _norms([*(item.parameter for item in named), *(item.parameter.grad for item in named)])
+    values, gradients = norms[: len(named)], norms[len(named) :]
     return tuple(
         _record(item, value, gradient, cuts, called, optimized)
         for item, value, gradient in zip(named, values, gradients, strict=True)
@@ -90,9 +91,11 @@ def _coverage(item: NamedParameter, cuts: CutFinder, called: frozenset[str]) -> 
 
 def _norms(tensors: Sequence[Tensor | None]) -> list[tuple[float, int] | None]:
     """(norm, non-finite count) of each tensor; small ones in one batch a device."""
-    found: list[tuple[float, int] | None] = [None] * len(tensors)
+    found = _norms_at_once(tensors)
     small: defaultdict[torch.device, list[int]] = defaultdict(list)
     for position, tensor in enumerate(tensors):
+        if found[position] is not None:
+            continue
         if tensor is not None and _is_small(tensor):
             small[tensor.device].append(position)
         elif tensor is not None and _is_measurable(tensor):
@@ -103,6 +106,18 @@ def _norms(tensors: Sequence[Tensor | None]) -> list[tuple[float, int] | None]:
             norms = _numbers(torch._foreach_norm(members), device)
         for position, tensor, norm in zip(positions, members, norms, strict=True):
             found[position] = (norm, 0) if norm < math.inf else norm_and_nonfinite(tensor)
+    return found
+
+
+def _norms_at_once(tensors: Sequence[Tensor | None]) -> list[tuple[float, int] | None]:
+    """What the kernels can say, in one call; None for the rest."""
+    found: list[tuple[float, int] | None] = [None] * len(tensors)
+    readable = [
+        i for i, t in enumerate(tensors) if t is not None and t.layout is torch.strided and t.is_contiguous()
+    ]
+    squares = kernels.squares([tensor for i in readable if (tensor := tensors[i]) is not None])
+    for position, square in zip(readable, squares, strict=True):
+        found[position] = None if square is None else (math.sqrt(square), 0)
     return found
 
 

@@ -50,6 +50,17 @@ class Buffer:
             used = used.movedim(2, 1)
         return used.reshape(len(self.members), self.rows, -1)
 
+    @property
+    def has_units(self) -> bool:
+        """True where each unit of a whole (samples, units) tensor is looked at."""
+        return self.take is None and self.axis == 0 and self.store.dim() == 3
+
+    def matrix_of(self, values: Tensor) -> Tensor | None:
+        """One tensor, or its sample, as [samples, units] where it lies; None where that would take a copy."""
+        if self.take is not None:
+            return values if values.dim() == 2 else None
+        return values.view(self.rows, -1) if self.axis != 1 and values.is_contiguous() else None
+
 
 @dataclass(slots=True)
 class BufferPool:
@@ -72,7 +83,7 @@ class BufferPool:
         key = (matrix.dtype, matrix.device)
         scratch = self._scratches.get(key)
         if scratch is None or scratch.numel() < matrix.numel():
-            scratch = self._scratches[key] = torch.empty_like(matrix).view(-1)
+            scratch = self._scratches[key] = matrix.new_empty(matrix.numel())
         return scratch[: matrix.numel()].view(matrix.shape)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gradflow.recording import kernels
 from gradflow.recording.tensor_stats import batch_dimension, is_transformed, real_values
 
 PIECE = 65_536
@@ -25,18 +25,18 @@ class OperandProducts:
 
     def numbers(self) -> SiteNumbers:
         """Transfer and combine."""
-        skip, branch, both = (rows.tolist() for rows in (self.skip, self.branch, self.both))
-        total_skip, total_branch, total_both = math.fsum(skip), math.fsum(branch), math.fsum(both)
+        rows = torch.stack((self.skip, self.branch, self.both)).cpu()
+        total_skip, total_branch, total_both = rows.sum(1).tolist()
         skip_norm, branch_norm = math.sqrt(total_skip), math.sqrt(total_branch)
         scale = skip_norm * branch_norm
-        known = [row for row in zip(skip, branch, both, strict=True) if row[0] > 0]
+        influence, angle = _turns(rows[:, rows[0] > 0])
         return SiteNumbers(
             skip_norm=skip_norm,
             branch_norm=branch_norm,
             rho=_ratio(branch_norm, skip_norm),
             cosine=total_both / scale if scale else None,
-            block_influence=_mean([_influence(*row) for row in known]),
-            angular_distance=_mean([_angle(*row) / math.pi for row in known]),
+            block_influence=influence,
+            angular_distance=angle,
         )
 
 
@@ -60,6 +60,10 @@ def operand_products(skip: Tensor, branch: Tensor, batch_size: int) -> OperandPr
     if is_transformed(skip) or is_transformed(branch) or skip.is_meta or not skip.numel():
         return None
     a, b = (_rows(real_values(operand), batch_size) for operand in (skip, branch))
+    found = kernels.row_products(a, b)
+    if found is not None:
+        return OperandProducts(skip=found[0], branch=found[1], both=found[2])
+    a, b = (rows if rows.dtype is torch.float64 else rows.float() for rows in (a, b))
     return OperandProducts(skip=_squares(a), branch=_squares(b), both=_dots(a, b))
 
 
@@ -78,35 +82,29 @@ def _ratio(branch: float, skip: float) -> float | None:
     return branch / skip
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def _turns(rows: Tensor) -> tuple[float | None, float | None]:
+    """Means over vectors of 1 - cos(x, x + F), and of their angle over pi, from [skip, branch, both] of each.
 
-
-def _influence(skip: float, branch: float, both: float) -> float:
-    """1 - cos(x, x + F) from the squared norms and the inner product, without cancellation.
-
-    With F = a x + (a part of length t |x| at right angles): 1 - (1 + a) / sqrt((1 + a)^2 + t^2).
+    With F = a x + (a part of length t |x| at right angles): 1 - (1 + a) / sqrt((1 + a)^2 + t^2), without cancellation.
+    NaN where a sum is zero, or not finite; None without vectors.
     """
-    along = 1.0 + both / skip
-    across = max(branch / skip - (both / skip) ** 2, 0.0)
-    length = math.hypot(along, math.sqrt(across))
-    if length == 0.0 or not math.isfinite(length):
-        return math.nan
-    return across / (length * (length + along)) if along > 0 else 1.0 - along / length
-
-
-def _angle(skip: float, branch: float, both: float) -> float:
-    """The angle between x and x + F, in radians; NaN where the sum is zero."""
-    along = 1.0 + both / skip
-    across = math.sqrt(max(branch / skip - (both / skip) ** 2, 0.0))
-    length = math.hypot(along, across)
-    return math.atan2(across, along) if 0.0 < length < math.inf else math.nan
+    skip, branch, both = rows
+    if not skip.numel():
+        return None, None
+    along = both / skip
+    across = (branch / skip - along.square()).clamp_min_(0)
+    along = along + 1
+    length = torch.hypot(along, across.sqrt())
+    near = across / (length * (length + along))
+    influence = torch.where(along > 0, near, 1 - along / length)
+    angle = torch.atan2(across.sqrt(), along)
+    undefined = (length == 0) | ~torch.isfinite(length)
+    both_means = torch.stack((influence, angle / math.pi)).masked_fill_(undefined, math.nan).mean(1)
+    return tuple(both_means.tolist())
 
 
 def _rows(values: Tensor, batch_size: int) -> Tensor:
     """[vectors, elements]: the tokens of a (batch, tokens, features) stream, else whole samples."""
-    if values.dtype is not torch.float64:
-        values = values.float()
     if values.dim() == 3:
         return values.reshape(-1, values.shape[-1])
     axis = batch_dimension(values.shape, batch_size)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradflow.recording import kernels
 from gradflow.recording.drafts import drafting
 from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, SAMPLE_ELEMENTS, Buffer, BufferPool, Key
 from gradflow.trace_model import TensorStatistics
@@ -26,6 +27,8 @@ CHUNK = 65_536
 """Norms are taken over chunks of this length: one float32 accumulator over 1e7 elements is off by 2e-4."""
 SUNK = 4.0
 """How many of its own standard deviations below 0 the mean pre-activation of a sunk unit is."""
+ROWS_AT_ONCE = 64
+"""So many tensors of one width share the memory for what is known of their units."""
 SQUARABLE = 1e18
 """Of tensors whose elements are all smaller than this, no moment overflows in float32."""
 WELL_CONDITIONED = 1e-3
@@ -96,6 +99,9 @@ def norm_and_nonfinite(tensor: Tensor) -> tuple[float, int]:
 
     A float32 norm that overflows although every element is finite is taken again in float64.
     """
+    square = kernels.square(tensor) if tensor.is_contiguous() else None
+    if square is not None:
+        return math.sqrt(square), 0
     plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
     if plain and 0 < tensor.numel() <= CHUNK:
         norm = torch.linalg.vector_norm(tensor).item()
@@ -132,6 +138,14 @@ class UnitRows:
     """True where the mean is more than SUNK standard deviations below 0."""
 
 
+def _unit_rows(count: int, width: int) -> UnitRows:
+    # A default device or type that a program has set would be another.
+    return UnitRows(
+        active=torch.empty((count, width), dtype=torch.float32, device="cpu"),
+        sunk=torch.empty((count, width), dtype=torch.bool, device="cpu"),
+    )
+
+
 @dataclass(slots=True)
 class StatisticsCollector:
     """Takes tensors as they are produced and gives their statistics, in the same order, when all are in.
@@ -152,6 +166,8 @@ class StatisticsCollector:
     """Number of elements and exact moments of each large tensor."""
     _on_device: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     """The same, still on a device that looking at would stop."""
+    _rows: dict[tuple[int, bool], tuple[UnitRows, int]] = field(default_factory=dict)
+    """Memory for what the kernels find of so many units, and how many of its rows are taken."""
     _units: dict[int, tuple[UnitRows, int]] = field(default_factory=dict)
     """Where what is known of each unit of a small (samples, units) tensor stands."""
 
@@ -188,6 +204,8 @@ class StatisticsCollector:
         if buffer.take is not None:
             self._add_moments(slot, values)
             values = buffer.take(values)
+        if kernels.is_loaded() and self._measure_units(slot, buffer, values):
+            return slot
         members = buffer.members
         buffer.slots[len(members)].copy_(values)
         members.append(slot)
@@ -219,6 +237,27 @@ class StatisticsCollector:
             self._exact[slot] = (values.numel(), _moments(values))
         else:
             self._on_device[slot] = (values.numel(), _moments_on_device(values))
+
+    def _measure_units(self, slot: int, buffer: Buffer, values: Tensor) -> bool:
+        """Measure a small tensor, or the sample of a large one, where it is: nothing is copied."""
+        matrix = buffer.matrix_of(values)
+        if matrix is None:
+            return False
+        units, row = self._units_row(matrix.shape[1], kept=buffer.has_units)
+        found = kernels.units(matrix, SUNK, units.active[row], units.sunk[row])
+        if found is None:
+            return False
+        self._fill(buffer, (slot,), [found])
+        self._note_units(buffer, (slot,), units, row)
+        return True
+
+    def _units_row(self, width: int, *, kept: bool) -> tuple[UnitRows, int]:
+        """Memory for what is known of so many units; what nobody will ask for is written over."""
+        held = self._rows.get((width, kept))
+        if held is None or held[1] == len(held[0].active):
+            held = _unit_rows(ROWS_AT_ONCE if kept else 1, width), 0
+        self._rows[width, kept] = held[0], held[1] + kept
+        return held
 
     def _reduce(self, buffer: Buffer) -> None:
         """Reduce what a buffer holds, and empty it; on the CPU looking at the result costs nothing."""
@@ -259,7 +298,7 @@ class StatisticsCollector:
             start = end
 
     def _note_units(self, buffer: Buffer, members: tuple[int, ...], units: UnitRows, start: int) -> None:
-        if buffer.take is None and buffer.axis == 0 and len(buffer.slots[0].shape) == 2:
+        if buffer.has_units:
             self._units.update({slot: (units, row) for row, slot in enumerate(members, start)})
 
     def _fill(self, buffer: Buffer, members: tuple[int, ...], rows: list[list[float]]) -> None:
@@ -354,6 +393,9 @@ def _statistics(row: list[float], size: int, spread: bool) -> TensorStatistics:
 
 def _moments(values: Tensor) -> tuple[float, ...]:
     """(norm, sum, largest, smallest, non-finite count) of a tensor on the CPU: looking is free there."""
+    found = kernels.moments(flat_values(values))
+    if found is not None:
+        return math.sqrt(found.square), found.total, found.high, found.low, 0.0
     if values.dtype not in _ACCUMULATING:
         values = values.float()
     flat = flat_values(values)

@@ -1,0 +1,207 @@
+"""Passes over tensors in C (``kernels.c``), where they were compiled when gradflow was installed.
+
+Each takes a tensor once where stock ops take it three to six times, on one core, without waking others, and sums in
+double precision. They read dense tensors on the CPU; of anything else, and of tensors with a NaN or an Inf in them,
+they say None, and the caller asks stock ops. ``GRADFLOW_KERNELS=0`` has them always say so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from bisect import bisect_left
+from collections.abc import Sequence
+from ctypes import byref, c_double, c_int, c_ssize_t, c_void_p, sizeof
+from itertools import accumulate, pairwise
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+LIBRARY = Path(__file__).with_name("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
+"""Made by hatch_build.py."""
+SWITCH = "GRADFLOW_KERNELS"
+WORTH_A_THREAD = 2_000_000
+"""Elements: to start a thread costs about what reading a tenth of them does."""
+MOST_THREADS = 4
+"""More do not make memory faster."""
+
+_KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_PLAIN = frozenset({Tensor, nn.Parameter})
+"""Of a subclass nobody knows where its values are."""
+_SIGNATURES = {
+    "square": (c_void_p, c_ssize_t, c_int),
+    "moments": (c_void_p, c_ssize_t, c_int, c_void_p),
+    "products": (c_void_p, c_void_p, c_ssize_t, c_int, c_void_p),
+    "row_products": (c_void_p, c_ssize_t, c_void_p, c_ssize_t, c_ssize_t, c_ssize_t, c_int, c_void_p),
+    "squares": (c_void_p, c_void_p, c_void_p, c_ssize_t, c_void_p),
+    "units": (
+        *(c_void_p, c_ssize_t, c_ssize_t, c_ssize_t, c_ssize_t, c_int, c_double),
+        *(c_void_p, c_void_p, c_void_p),
+    ),
+}
+
+
+class _Functions(NamedTuple):
+    square: ctypes._NamedFuncPointer
+    moments: ctypes._NamedFuncPointer
+    products: ctypes._NamedFuncPointer
+    row_products: ctypes._NamedFuncPointer
+    squares: ctypes._NamedFuncPointer
+    units: ctypes._NamedFuncPointer
+
+
+def load(library: Path = LIBRARY) -> _Functions | None:
+    """The compiled functions; None where there are none, they cannot be loaded here, or they are switched off."""
+    if os.environ.get(SWITCH) == "0" or not library.exists():
+        return None
+    try:
+        loaded = ctypes.CDLL(str(library))
+        functions = _Functions(*(getattr(loaded, f"gradflow_{name}") for name in _Functions._fields))
+    except (OSError, AttributeError):
+        return None
+    for function, (name, signature) in zip(functions, _SIGNATURES.items(), strict=True):
+        function.argtypes = signature
+        function.restype = c_double if name == "square" else None
+    return functions
+
+
+_functions = load()
+
+
+def is_loaded() -> bool:
+    """Tell whether the compiled passes run in this process."""
+    return _functions is not None
+
+
+def _pointer(tensor: Tensor) -> int:
+    """Where the values are; 0 where they cannot be read from memory as they stand."""
+    if not tensor.is_cpu or type(tensor) not in _PLAIN or tensor.dtype not in _KINDS:
+        return 0
+    if tensor.layout is not torch.strided or tensor.is_neg() or tensor._is_zerotensor():
+        return 0
+    return tensor.data_ptr()
+
+
+def square(flat: Tensor) -> float | None:
+    """The sum of squares of a tensor in one dimension without gaps, or of any contiguous one; None: ask stock ops."""
+    if _functions is None or not (pointer := _pointer(flat)):
+        return None
+    found: float = _functions.square(pointer, flat.numel(), _KINDS[flat.dtype])
+    return found if found < math.inf else None
+
+
+def squares(tensors: Sequence[Tensor]) -> list[float | None]:
+    """The same of many contiguous tensors, on as many threads as torch runs where they are large."""
+    if _functions is None:
+        return [None] * len(tensors)
+    count = len(tensors)
+    places = [_pointer(tensor) for tensor in tensors]
+    sizes = [tensor.numel() if place else 0 for tensor, place in zip(tensors, places, strict=True)]
+    arrays = (
+        (c_void_p * count)(*places),
+        (c_ssize_t * count)(*sizes),
+        (c_int * count)(*(_KINDS.get(tensor.dtype, 0) for tensor in tensors)),
+    )
+    found = (c_double * count)()
+
+    def measure(begin: int, end: int) -> None:
+        starts = (byref(array, begin * sizeof(array._type_)) for array in arrays)
+        _functions.squares(*starts, end - begin, byref(found, begin * sizeof(c_double)))
+
+    first, *others = _shares(sizes)
+    threads = [Thread(target=measure, args=share) for share in others]
+    for thread in threads:
+        thread.start()
+    measure(*first)
+    for thread in threads:
+        thread.join()
+    return [value if place and value < math.inf else None for place, value in zip(places, found, strict=True)]
+
+
+def _shares(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of about equally many elements, a thread each; one where waking a thread costs more than it saves."""
+    ends = list(accumulate(sizes, initial=0))
+    count = max(1, min(torch.get_num_threads(), MOST_THREADS, ends[-1] // WORTH_A_THREAD))
+    cuts = [bisect_left(ends, ends[-1] * share / count) for share in range(count)] + [len(sizes)]
+    return list(pairwise(cuts))
+
+
+class Moments(NamedTuple):
+    """Of one tensor."""
+
+    total: float
+    square: float
+    low: float
+    high: float
+
+
+def moments(flat: Tensor) -> Moments | None:
+    """Sum, sum of squares and extremes of a tensor in one dimension without gaps."""
+    if _functions is None or not flat.numel() or not (pointer := _pointer(flat)):
+        return None
+    found = (c_double * 4)()
+    _functions.moments(pointer, flat.numel(), _KINDS[flat.dtype], found)
+    return Moments(*found) if found[1] < math.inf else None
+
+
+def products(a: Tensor, b: Tensor) -> tuple[float, float, float] | None:
+    """Squared norms of two tensors in one dimension without gaps, and their inner product."""
+    if (
+        _functions is None
+        or a.dtype is not b.dtype
+        or not (here := _pointer(a))
+        or not (there := _pointer(b))
+    ):
+        return None
+    found = (c_double * 3)()
+    _functions.products(here, there, a.numel(), _KINDS[a.dtype], found)
+    first, second, both = found
+    return (first, second, both) if first + second < math.inf else None
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor | None:
+    """The same of each pair of rows of [rows, elements]: float64 [3, rows]."""
+    if (
+        _functions is None
+        or a.dtype is not b.dtype
+        or not (here := _pointer(a))
+        or not (there := _pointer(b))
+    ):
+        return None
+    if a.stride(1) != 1 or b.stride(1) != 1:
+        return None
+    rows, elements = a.shape
+    found = torch.empty((3, rows), dtype=torch.float64, device="cpu")
+    _functions.row_products(
+        *(here, a.stride(0), there, b.stride(0), rows, elements, _KINDS[a.dtype], found.data_ptr())
+    )
+    return found if math.isfinite(found.sum().item()) else None
+
+
+def units(matrix: Tensor, depth: float, active: Tensor, sunk: Tensor) -> list[float] | None:
+    """Reduce [samples, units] over samples, whatever its strides.
+
+    Args:
+        matrix: At least one sample and one unit.
+        depth: How many standard deviations below 0 the mean of a sunk unit is.
+        active: float32 [units], to be written to: how many samples are not 0.
+        sunk: bool [units], to be written to.
+
+    Returns:
+        The mean; the variance over samples, averaged over units; the variance over units of their means; the mean
+        square of those means; the largest magnitude; how many elements are not 0. None: ask stock ops.
+    """
+    if _functions is None or not (pointer := _pointer(matrix)):
+        return None
+    (rows, count), (by_row, by_unit) = matrix.shape, matrix.stride()
+    found = (c_double * 6)()
+    _functions.units(
+        *(pointer, rows, by_row, count, by_unit, _KINDS[matrix.dtype], depth),
+        *(found, active.data_ptr(), sunk.data_ptr()),
+    )
+    return found[:] if found[1] + found[3] < math.inf else None
