@@ -2,7 +2,8 @@
 
 Pairs of steps, plain and recorded in turn, on two copies of one model in one process. "Recorded in full" is
 what ``gradflow inspect`` records: every row, every gradient, every parameter, the dataflow and the trunk, up to
-the frozen records; the model is laid out once, before. Outputs and gradients are compared bit for bit.
+the frozen records; the model is laid out once, before. Outputs and gradients are compared bit for bit. *floor* is
+what one norm of everything that is measured would cost, without a line of Python around it.
 
     python benchmarks/overhead.py [--pairs 15] [--threads 2] [shape ...]
 
@@ -40,6 +41,8 @@ class Result:
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
     plain_ms: float
+    floor: float
+    """What it would cost to read everything that is measured once, and do nothing else."""
     identical: bool
 
 
@@ -91,8 +94,31 @@ def measure(shape: Shape, pairs: int) -> Result:
         wall=tuple(wall),
         cpu=tuple(cpu),
         plain_ms=statistics.median(base) * 1e3,
+        floor=1 + reading_time(plain, inputs) / statistics.median(base),
         identical=identical,
     )
+
+
+def reading_time(model: nn.Module, inputs: Tensor) -> float:
+    """Seconds for one norm of every parameter, its gradient, every module's output, and as many gradients of those."""
+    outputs: list[Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda _module, _args, output: outputs.append(output.detach()))
+        for module in model.modules()
+        if not any(module.children())
+    ]
+    model(inputs)
+    for handle in handles:
+        handle.remove()
+    parameters = [tensor.detach() for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+    gradients = [output.clone() for output in outputs]
+    times = []
+    for _ in range(9):
+        started = time.perf_counter()
+        for tensor in (*outputs, *gradients, *parameters):
+            torch.linalg.vector_norm(tensor)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def _identical(plain: nn.Module, watched: ModelLayout, inputs: Tensor) -> bool:
@@ -108,7 +134,17 @@ def _identical(plain: nn.Module, watched: ModelLayout, inputs: Tensor) -> bool:
 def show(results: list[Result]) -> None:
     """Print a table of medians and quartiles."""
     table = Table(title="recorded step / plain step")
-    for heading in ("shape", "plain ms", "wall", "quartiles", "cpu", "limit", "goal", "bit-identical"):
+    for heading in (
+        "shape",
+        "plain ms",
+        "wall",
+        "quartiles",
+        "cpu",
+        "floor",
+        "limit",
+        "goal",
+        "bit-identical",
+    ):
         table.add_column(heading, justify="left" if heading == "shape" else "right")
     for result in results:
         low, middle, high = statistics.quantiles(result.wall, n=4)
@@ -118,6 +154,7 @@ def show(results: list[Result]) -> None:
             f"{middle:.3f}",
             f"{low:.3f}–{high:.3f}",
             f"{statistics.median(result.cpu):.3f}",
+            f"{result.floor:.3f}",
             f"{result.shape.limit:.2f}",
             f"{result.shape.goal:.2f}",
             "yes" if result.identical else "NO",
