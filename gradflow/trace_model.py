@@ -348,6 +348,10 @@ class ActivationRecord:
     """The how-manieth nonlinearity of that call, from 0."""
 
 
+ENOUGH_UPDATES = 100
+"""Of running statistics: with the default momentum of 0.1 their start has then faded to 0.9^100 = 3e-5."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchNormRecord:
     """One call of a batch normalisation, module or function."""
@@ -435,6 +439,9 @@ class RunInfo:
     """Steps that the optimizer had taken before the one measured; None where none was measured."""
     checkpoint: str | None = None
     """The file whose weights were loaded, as given; None where the weights are those that the target came with."""
+    running_loss: float | None = None
+    """Loss of the first step with the running statistics of the batch normalisations instead of the batch's; None
+    without such statistics that have been updated :data:`ENOUGH_UPDATES` times, or without a loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

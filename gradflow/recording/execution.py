@@ -24,6 +24,7 @@ from gradflow.recording.medians import median_step, site_key
 from gradflow.recording.overwrite_proof import Proof
 from gradflow.recording.path_passes import PathRequest, Paths, record_paths
 from gradflow.recording.records import StepRecord
+from gradflow.recording.running_loss import with_running_loss
 from gradflow.recording.seeding import random_state_kept, seed_everything
 from gradflow.recording.signatures import forward_signature
 from gradflow.recording.snapshot import Snapshot, preserved
@@ -65,9 +66,7 @@ def record(
         UsageError: ``steps`` is below one, or the inputs do not fit.
         ModelError: The model raised, in forward, loss or backward.
     """
-    if steps < 1:
-        raise UsageError(f"{steps} steps were asked for; at least one is needed")
-    _check(target)
+    _check(target, steps)
     say = progress or (lambda phrase: None)
     with random_state_kept(), _room_for_hooks():
         module, notes = _runnable(target, seed)
@@ -83,6 +82,7 @@ def record(
             without = None if ablation is None else ablate(job, median.residuals, steps, seed, ablation)
             apart = _paths(job, median.residuals, seed, paths, say)
             run = _run_info(job, recorded, updates, seed=seed, trained=trained, notes=notes)
+            run = with_running_loss(run, job, recorded[0], target.batches[0], seed)
     return Trace(
         run=run,
         layers=median.layers,
@@ -100,13 +100,15 @@ def record(
     )
 
 
-def _check(target: Target) -> None:
+def _check(target: Target, steps: int) -> None:
     """Refuse what runs and yet measures nothing.
 
     Raises:
-        UsageError: Parameters without values.
+        UsageError: No steps, or parameters without values.
         InputError: Inputs without a sample.
     """
+    if steps < 1:
+        raise UsageError(f"{steps} steps were asked for; at least one is needed")
     for name, parameter in target.module.named_parameters():
         if parameter.is_meta:
             raise UsageError(

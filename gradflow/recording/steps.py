@@ -121,7 +121,7 @@ def forward_and_loss(job: Job, watching: Recorder, batch: Batch, seed: int) -> T
         with blamed_on(job.module, "forward"), _adds_explained(job.module, watching):
             outputs = job.target.forward(job.module, batch)
         with blamed_on(job.module, "loss"):
-            return _scalar(job.target.loss.compute(outputs, batch))
+            return scalar_loss(job.target.loss.compute(outputs, batch))
 
 
 @contextmanager
@@ -136,7 +136,12 @@ def _adds_explained(module: nn.Module, watching: Recorder) -> Iterator[None]:
         raise explained from error
 
 
-def _scalar(loss: Tensor) -> Tensor:
+def scalar_loss(loss: Tensor) -> Tensor:
+    """The loss, if it is one.
+
+    Raises:
+        LossError: It is not a tensor of one element.
+    """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise LossError(f"the loss is not a scalar tensor but {got}; return loss.mean() or loss.sum()")

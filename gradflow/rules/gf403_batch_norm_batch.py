@@ -11,14 +11,12 @@ from gradflow.rules.gain import Evidence, exceeded, number
 from gradflow.rules.places import fold, place_of, runs
 from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.units import percent
-from gradflow.trace_model import BatchNormRecord, Trace
+from gradflow.trace_model import ENOUGH_UPDATES, BatchNormRecord, Trace
 
 TOO_FEW_VALUES = "too few values"
 """The ``cause`` in the evidence of a finding that explains a gradient lost in front of it."""
 
-ENOUGH_UPDATES = 100
-"""With the default momentum of 0.1 the start has then faded to 0.9^100 = 3e-5."""
-
+DRIFTS = ("shifted", "narrow", "wide")
 DRAWN_INPUTS = ("inferred", "--input")
 """Where the inputs are random numbers, their statistics are not those of any data."""
 
@@ -76,6 +74,13 @@ WIDE = Threshold(
     severity=Severity.WARNING,
     source="engineering choice: a factor of two",
 )
+GAP = Threshold(
+    key="loss-gap",
+    name="loss with running statistics over that with the batch's, less 1, above",
+    value=0.5,
+    severity=Severity.WARNING,
+    source="TheDeepChecker (TOSEM 2023), there a relative gap of either sign between train and eval mode",
+)
 
 FEW_WHY = (
     "The batch's own mean and deviation take most of what so few values say, going forward, and the share "
@@ -125,6 +130,8 @@ def check(trace: Trace, config: Config) -> Iterator[Finding]:
         for run in fold(found) if severity is Severity.INFO else found:
             members = [item for item in mine if item.record.name in run]
             yield _finding(run, everything, members)
+    if not any(item.clause in DRIFTS for item in judged):
+        yield from _gap(trace, everything, limits.only("loss-gap"))
 
 
 def _finding(run: Sequence[str], everything: Sequence[str], members: Sequence[_Judged]) -> Finding:
@@ -142,6 +149,37 @@ def _finding(run: Sequence[str], everything: Sequence[str], members: Sequence[_J
         value=worst.value,
         threshold=worst.threshold,
         evidence=_evidence(worst, len(members)),
+    )
+
+
+def loss_gap(trace: Trace) -> float | None:
+    """By how much the loss grows where running statistics stand in for the batch's, as a share of it."""
+    run = trace.run
+    if run.running_loss is None or not run.loss_values or run.inputs_from in DRAWN_INPUTS:
+        return None
+    loss = run.loss_values[0]
+    return (run.running_loss - loss) / abs(loss) if loss else None
+
+
+def _gap(trace: Trace, everything: Sequence[str], limit: Threshold) -> Iterator[Finding]:
+    """No layer is far off alone, and yet the loss is: small errors add up along the depth."""
+    gap, running = loss_gap(trace), trace.run.running_loss
+    if gap is None or running is None or gap <= limit.value:
+        return
+    yield Finding(
+        rule=RULE.code,
+        slug=RULE.slug,
+        severity=limit.severity,
+        location=place_of(everything, everything),
+        message=(
+            f"The loss is {number(running)} with the running statistics and {number(trace.run.loss_values[0])} with "
+            f"the batch's: {percent(gap)} more ({limit.severity} above {percent(limit.value)})"
+        ),
+        why=DRIFT_WHY,
+        hint=DRIFT_HINT,
+        value=gap,
+        threshold=limit.value,
+        evidence=(("cause", "loss gap"), ("loss_gap", gap), ("running_loss", running)),
     )
 
 
@@ -276,7 +314,8 @@ RULE = Rule(
         "Looks at every batch normalisation that uses the statistics of its batch: at m, the number of values "
         "a channel is normalised over (samples times positions), at the channels whose variance is below eps, "
         "and, once the running statistics have been updated 100 times, at how far they are from the "
-        "batch's.\n\n"
+        "batch's, and at how much larger the loss is with them: the forward is run once more for that, the same "
+        "but for the batch normalisations, which are in eval mode.\n\n"
         "Normalising takes two directions out of the m of each channel, its mean and its scale, so that of a "
         "gradient the share (m - 2)/m of the energy is left: none for m = 2, where the output is -1 and 1 "
         "whatever the input is. One value a channel is an error of torch's own."
@@ -284,22 +323,25 @@ RULE = Rule(
     formula=(
         "m = N·H·W; E‖dL/dx‖²·var / E‖dL/dy‖² = (m - 2)/m;\n"
         "low: var_batch < eps; shift: median |mean_running - mean_batch| / sd_running;\n"
-        "ratio: median sd_running / sd_batch, both sqrt(var + eps)"
+        "ratio: median sd_running / sd_batch, both sqrt(var + eps);\n"
+        "loss gap: (L_running - L_batch) / |L_batch|, the same weights, samples and dropout masks"
     ),
     why=f"{FEW_WHY}. {LOW_WHY}. {DRIFT_WHY}.",
     hint=f"{FEW_HINT}. {LOW_HINT}. {DRIFT_HINT}.",
-    thresholds=(*FEW, *LOW_VARIANCE, SHIFTED, NARROW, WIDE),
+    thresholds=(*FEW, *LOW_VARIANCE, SHIFTED, NARROW, WIDE, GAP),
     exemptions=(
         "A model in eval mode; one that uses running statistics while other modules train is info.",
         "3 to 15 values a channel of a batch that was inferred: info, for the batch is gradflow's own choice.",
         "Running against batch statistics with fewer than 100 updates, or where the inputs are random numbers "
         "(inferred, --input): they have the statistics of no data.",
+        "A loss gap where a layer's running statistics are reported already, and a loss that is smaller with them.",
         "Channels whose running variance is so large that a batch variance below eps cannot be told from "
         "rounding: they do not count as low.",
     ),
     sources=(
         "Ioffe and Szegedy, Batch Normalization, 2015",
         "Wu and He, Group Normalization, 2018",
+        "Ben Braiek and Khomh, Testing feedforward neural networks training programs (TheDeepChecker), TOSEM 2023",
         "Santurkar et al., How does batch normalization help optimization?, 2018: the gradient's two directions",
     ),
     phase="both",
