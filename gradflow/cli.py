@@ -69,9 +69,14 @@ def _with_values(args: list[str]) -> list[str]:
     """``--ablate`` alone means ``--ablate each``; the parser knows no option whose value may be left out."""
     following = [*args[1:], ""]
     return [
-        "--ablate=each" if arg == "--ablate" and after not in ("each", "greedy") else arg
+        "--ablate=each" if arg == "--ablate" and not _is_value(after) else arg
         for arg, after in zip(args, following, strict=True)
     ]
+
+
+def _is_value(word: str) -> bool:
+    """A plain word is meant as the value, right or wrong; a target has a dot, a colon or a slash in it."""
+    return word.isidentifier()
 
 
 def _in_a_sentence(problem: Exception) -> str:

@@ -21,6 +21,9 @@ FEWEST_SUMS = 4
 NOISE = 0.01
 """Standard deviation of ln var that is no departure from a law: estimates from a batch scatter by as much."""
 
+EXPLAINED = 0.5
+"""A trend that explains less than this share of the scatter of ln var is none: the stream is constant, and scatters."""
+
 SAME_STREAM = 0.1
 """What enters the next block has the variance of the last sum, up to this logarithm, where nothing stands between."""
 
@@ -225,8 +228,8 @@ def growth_laws(sites: Sequence[ResidualRecord]) -> tuple[Growth, ...]:
     """Fit a law to each stretch between resets that has at least four sums.
 
     Constant, linear (a + b l) and exponential (a f^l) laws are fitted to ln var, l counting sites; of those that are
-    as good within the noise the one with the fewest parameters is kept
-    (Schwarz's criterion).
+    as good within the noise the one with the fewest parameters is kept (Schwarz's criterion). A trend that explains
+    less than half of the scatter is no law.
     """
     laws = [_law(stretch) for stretch in _stretches(sites)]
     return tuple(law for law in laws if law is not None)
@@ -248,10 +251,12 @@ def _law(stretch: Sequence[ResidualRecord]) -> Growth | None:
     logs = [math.log(v) for v in variances if v is not None and 0.0 < v < math.inf]
     if len(logs) < len(variances) or len(stretch) < FEWEST_SUMS:
         return None
-    fits = [_constant(logs), _linear(logs), _exponential(logs)]
-    name, parameters, start, rate, square = min(fits, key=lambda fit: _criterion(fit[1], fit[4], len(logs)))
-    mean = math.fsum(logs) / len(logs)
-    scatter = math.fsum((y - mean) ** 2 for y in logs)
+    constant = _constant(logs)
+    scatter = constant[4]
+    trends = [fit for fit in (_linear(logs), _exponential(logs)) if fit[4] <= (1 - EXPLAINED) * scatter]
+    name, parameters, start, rate, square = min(
+        (constant, *trends), key=lambda fit: _criterion(fit[1], fit[4], len(logs))
+    )
     return Growth(
         first=stretch[0].order,
         last=stretch[-1].order,

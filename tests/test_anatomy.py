@@ -312,6 +312,7 @@ def test_what_needs_a_model_is_refused_for_a_saved_trace(tmp_path: Path) -> None
     [
         (("--ablate-top", "3"), "add --ablate greedy"),
         (("--ablate=all",), "it takes each"),
+        (("--ablate", "evry"), "--ablate 'evry': it takes each"),
         (("--format", "sarif"), "--format takes table, json, csv, markdown"),
     ],
 )

@@ -61,6 +61,13 @@ def test_scatter_that_batches_make_is_no_growth() -> None:
     assert growth.law == "constant" and growth.deviation == pytest.approx(0.01, rel=0.01)
 
 
+def test_scatter_without_a_trend_is_no_law_however_large() -> None:
+    """A post-norm stream: every sum is about 2, and a slope through its scatter explains a third of it."""
+    (growth,) = growth_laws(chain([2.0 * math.exp(-0.009 * k + 0.09 * (-1) ** k) for k in range(24)]))
+    assert growth.law == "constant"
+    assert growth.rate == 0.0
+
+
 def test_what_enters_counts_only_where_blocks_read_the_sums_as_they_are() -> None:
     normed = [make_residual("b", k, source_variance=1.0, variance=2.0) for k in range(6)]
     (growth,) = growth_laws(normed)
