@@ -382,6 +382,19 @@ def test_the_step_summary_is_added_to_what_is_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["summary.md"]
 
 
+def test_a_location_is_not_said_twice() -> None:
+    """Of parameters the message begins with where they are."""
+    finding = make_finding(
+        location=Location(first="auxiliary"), message="auxiliary: 2 parameters are not trained"
+    )
+    report = replace(make_report(make_trace()), findings=(finding,))
+    (entry,) = json.loads(gitlab.render([report]))
+    assert "auxiliary: 2 parameters" in entry["description"]
+    (result,) = json.loads(sarif.render([report]))["runs"][0]["results"]
+    for text in (entry["description"], result["message"]["text"]):
+        assert text.count("auxiliary") == 1
+
+
 def test_gitlab_gets_a_relative_path_and_a_severity_of_its_own() -> None:
     entries = check_gitlab(two_targets())
     assert [entry["severity"] for entry in entries] == ["critical", "info", "major"]

@@ -101,6 +101,12 @@ def test_what_was_asked_for_is_shown_though_nothing_is_found() -> None:
     assert "side by side" not in str(gradflow.inspect(model, torch.randn(8, 8)))
 
 
+def test_it_is_shown_of_a_model_with_a_single_tensor_too() -> None:
+    report = gradflow.inspect(nn.Linear(8, 4), torch.randn(8, 8), shattered=True)
+    assert "the trunk is a single tensor" in str(report)
+    assert "cosine of gradients side by side 1" in " ".join(str(report).split())
+
+
 class OneHot(nn.Module):
     """Nothing that could be moved by a little: whole numbers that no embedding looks up."""
 

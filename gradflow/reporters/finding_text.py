@@ -30,6 +30,12 @@ def sentences(finding: Finding) -> tuple[str, ...]:
     return tuple(f"{one_line(line)}." for line in lines if line)
 
 
+def placed(finding: Finding) -> str:
+    """The sentences after the location, which some of them begin with themselves."""
+    where, text = f"{place(finding)}: ", " ".join(sentences(finding))
+    return text if text.startswith(where) else where + text
+
+
 def _with_number(finding: Finding) -> str:
     """The message; most say the number themselves."""
     said, number = _ended(finding.message), beside_threshold(finding)

@@ -19,7 +19,7 @@ from gradflow.reporters.finding_places import (
     fingerprints,
     source_place,
 )
-from gradflow.reporters.finding_text import place, sentences
+from gradflow.reporters.finding_text import placed
 from gradflow.reporters.text_lines import one_line
 
 SEVERITIES = {Severity.ERROR: "critical", Severity.WARNING: "major", Severity.INFO: "info"}
@@ -70,4 +70,4 @@ def _entry(report: Report, finding: Finding, fingerprint: str) -> dict[str, Any]
 
 def _description(which: Report | FailedTarget, finding: Finding) -> str:
     target = f"{one_line(which.name)}: " if which.name else ""
-    return f"{target}{finding.slug}: {place(finding)}: {' '.join(sentences(finding))}"
+    return f"{target}{finding.slug}: {placed(finding)}"

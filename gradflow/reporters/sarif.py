@@ -24,7 +24,7 @@ from gradflow.reporters.finding_places import (
     fingerprints,
     source_place,
 )
-from gradflow.reporters.finding_text import place, sentences
+from gradflow.reporters.finding_text import place, placed
 from gradflow.reporters.text_lines import one_line
 from gradflow.rules import RULES
 from gradflow.rules.pages import render_page
@@ -127,7 +127,7 @@ def _result(report: Report, finding: Finding, fingerprint: str, codes: Sequence[
         "ruleId": finding.rule,
         "ruleIndex": codes.index(finding.rule),
         "level": LEVELS[finding.severity],
-        "message": {"text": _message(f"{_named(report)}{place(finding)}: {' '.join(sentences(finding))}")},
+        "message": {"text": _message(f"{_named(report)}{placed(finding)}")},
         "locations": [_location(finding, run)],
         "partialFingerprints": {"gradflowFinding/v1": fingerprint},
         "properties": {
@@ -168,7 +168,7 @@ def _failed_result(failed: FailedTarget, codes: Sequence[str]) -> dict[str, Any]
         "ruleId": finding.rule,
         "ruleIndex": codes.index(finding.rule),
         "level": LEVELS[finding.severity],
-        "message": {"text": _message(f"{_named(failed)}{place(finding)}: {' '.join(sentences(finding))}")},
+        "message": {"text": _message(f"{_named(failed)}{placed(finding)}")},
         "locations": [location],
         "partialFingerprints": {"gradflowFinding/v1": failed_fingerprint(failed)},
         "properties": {"target": failed.label, "evidence": dict(finding.evidence)},

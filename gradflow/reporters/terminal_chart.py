@@ -131,7 +131,8 @@ def chart_lines(report: Report, width: int) -> list[Text]:
     trunk = report.trace.trunk
     gains, relative = relative_gradients(trunk)
     if len(gains) < 2 or not any(gain is not None for gain in gains):
-        return [Text("Gradient along the depth", style=HEADING), *_no_chart(len(gains), width)]
+        told = [Text(f"  {fact}") for fact in _side_by_side(report)]
+        return [Text("Gradient along the depth", style=HEADING), *_no_chart(len(gains), width), *told]
     chart = shape_chart(gains, width, drop_position(trunk))
     colour = COLOURS[_flow_severity(report)]
     return [
@@ -280,6 +281,10 @@ def _facts(report: Report) -> list[str]:
         facts.append(f"×{number_text(math.exp(min(profile.slope, 700)))} a layer")
     if math.isfinite(profile.signal_gain):
         facts.append(f"signal kept forward {number_text(profile.signal_gain)}")
-    if report.trace.gradient_correlation is not None:
-        facts.append(f"cosine of gradients side by side {number_text(report.trace.gradient_correlation)}")
-    return facts
+    return [*facts, *_side_by_side(report)]
+
+
+def _side_by_side(report: Report) -> list[str]:
+    """What --shattered measured, if it was asked for: it needs no trunk."""
+    value = report.trace.gradient_correlation
+    return [] if value is None else [f"cosine of gradients side by side {number_text(value)}"]
