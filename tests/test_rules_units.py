@@ -8,7 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from traces import make_activation, make_layer, make_layers, make_parameter, make_trace, make_trunk
+from traces import (
+    make_activation,
+    make_layer,
+    make_layers,
+    make_parameter,
+    make_residual,
+    make_trace,
+    make_trunk,
+)
 
 from gradflow.analyzer import find
 from gradflow.config import Config
@@ -139,6 +147,29 @@ def test_stuck_units_are_told_and_not_judged() -> None:
         "25% of the units never leave one side"
     )
     assert severity("GF302", with_units(tanh(saturated=0.2, stuck=1.0))) is None
+
+
+@pytest.mark.parametrize(("saturated", "expected"), [(0.3, INFO), (0.51, INFO), (0.91, WARNING)])
+def test_a_bare_skip_leads_past_saturated_units(saturated: float, expected: Severity) -> None:
+    record = replace(tanh(saturated=saturated), name="blocks.3.branch.1")
+    site = make_residual("blocks.3", branch_ops=("tanh", "linear"))
+    assert severity("GF302", replace(with_units(record), residuals=(site,))) is expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "blocks.30"},
+        {"name": ""},
+        {"kind": "projection"},
+        {"branch_ops": ("relu", "linear")},
+        {"activation_after": "tanh"},
+    ],
+)
+def test_only_what_stands_in_the_branch_of_a_bare_skip_is_passed_by(changes: dict[str, Any]) -> None:
+    record = replace(tanh(saturated=0.91), name="blocks.3.branch.1")
+    site = replace(make_residual("blocks.3", branch_ops=("tanh", "linear")), **changes)
+    assert severity("GF302", replace(with_units(record), residuals=(site,))) is ERROR
 
 
 def stream(
