@@ -307,3 +307,15 @@ def test_a_lost_signal_is_a_consequence_of_a_lost_gradient_and_never_its_cause()
     assert found["GF101"].consequence_of is None
     assert found["GF304"].severity is INFO
     assert str(found["GF304"].consequence_of).startswith("GF101")
+
+
+@pytest.mark.parametrize("rule", ["GF301", "GF302"])
+@pytest.mark.parametrize("gradients", [(math.inf, 1.0), (1.0, math.inf), (1e300, 1e-300), (math.nan, 1.0)])
+def test_a_gradient_that_overflowed_explains_no_loss(rule: str, gradients: tuple[float, float]) -> None:
+    """A ratio of two finite norms may be zero, and one of them may be none."""
+    record = make_activation("layers.1", op="tanh", inactive=0.99, saturated=0.95, always_active=None)
+    points = [replace(p, layer=k) for k, p in enumerate(make_trunk(list(gradients)).points)]
+    trunk = replace(make_trunk(list(gradients)), points=tuple(points))
+    trace = with_units(replace(record, layer=1), trunk=trunk)
+    (finding,) = said(rule, trace)
+    assert "cause" not in dict(finding.evidence)

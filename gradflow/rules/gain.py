@@ -147,7 +147,7 @@ def _log_growth(trunk: Trunk, sizes: Sequence[float | None]) -> float:
     elements = [math.prod(trunk.points[k].shape) for k in ends]
     if first is None or last is None or not (0 < first < math.inf and 0 <= last < math.inf) or 0 in elements:
         return math.nan
-    return math.log(last / first) + 0.5 * math.log(elements[1] / elements[0]) if last else -math.inf
+    return math.log(last) - math.log(first) + 0.5 * math.log(elements[1] / elements[0]) if last else -math.inf
 
 
 def half(trunk: Trunk, gain: float) -> str:

@@ -68,15 +68,17 @@ def explains_loss(trace: Trace, members: Sequence[Judged]) -> bool:
     """Tell whether the gradient that the trunk loses is lost at these activations."""
     where = _positions(trace, members)
     points = [(p.layer, p.gradient_norm) for p in trace.trunk.points]
-    known = [(position, g) for position, g in points if position is not None and g is not None and g == g]
+    known = [
+        (position, g) for position, g in points if position is not None and g is not None and math.isfinite(g)
+    ]
     if len(known) < 2 or not known[-1][1]:
         return False
     zeros = [k for k, (_, g) in enumerate(known) if g == 0]
     if zeros:
         return _between(known[zeros[-1]][0], known[zeros[-1] + 1][0], where)
-    total = math.log(known[-1][1] / known[0][1])
+    total = math.log(known[-1][1]) - math.log(known[0][1])
     here = sum(
-        math.log(after / before)
+        math.log(after) - math.log(before)
         for (start, before), (end, after) in pairwise(known)
         if _between(start, end, where)
     )
