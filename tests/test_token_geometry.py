@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from traces import make_trace
+from traces import make_trace, make_trunk
 
 import gradflow
 from gradflow.analyzer import analyze
@@ -190,3 +190,17 @@ def test_a_squeezed_sequence_is_not_judged() -> None:
     squeezed = replace(rest[2], shape=(32, WIDTH))
     points = (first, *rest[:2], squeezed, *rest[3:])
     assert not mixed(analyze(replace(trace, trunk=replace(trace.trunk, points=points)), Config()))
+
+
+def test_a_gradient_that_is_lost_too_does_not_explain_it() -> None:
+    """GF101 explains a collapse; which token is which is lost whatever becomes of the gradient."""
+    trace = report_of(skips=False).trace
+    vanishing = make_trunk([1e-9] * 2 + [1.0] * (len(trace.trunk.points) - 2)).points
+    points = [
+        replace(point, gradient_norm=lost.gradient_norm)
+        for point, lost in zip(trace.trunk.points, vanishing, strict=True)
+    ]
+    report = analyze(replace(trace, trunk=replace(trace.trunk, points=tuple(points))), Config())
+    assert any(f.rule == "GF101" and f.severity is not gradflow.Severity.INFO for f in report.findings)
+    (finding,) = mixed(report)
+    assert (finding.severity, finding.consequence_of) == (gradflow.Severity.ERROR, None)

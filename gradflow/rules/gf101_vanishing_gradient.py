@@ -36,7 +36,8 @@ from gradflow.trunk_profile import (
     theil_sen,
 )
 
-SLOPE_TENSORS = 3
+SLOPE_TENSORS = 4
+"""Three layers lie between them: two gains of a shallow sigmoid net are no trend, and such nets train."""
 
 GAIN_LIMITS = (
     Threshold(

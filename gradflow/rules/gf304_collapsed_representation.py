@@ -12,6 +12,8 @@ from gradflow.rules.rule import Limits, Rule, Threshold, in_force
 from gradflow.rules.units import percent
 from gradflow.trace_model import ParameterRecord, Trace, TrunkPoint
 
+COLLAPSE = "collapse"
+"""The ``kind`` in the evidence of all but mixed tokens: those are lost whatever becomes of the gradient."""
 FEWEST_SAMPLES = 8
 """Of fewer samples the mean itself holds more than a tenth of what they are."""
 
@@ -167,6 +169,7 @@ def _collapse(trace: Trace, axis: Axis, limits: Limits) -> Finding | None:
 
 def _evidence(axis: Axis) -> Evidence:
     return (
+        ("kind", COLLAPSE),
         ("over", axis.over),
         ("common_mode", axis.common[-1]),
         ("first_common_mode", axis.common[0]),
@@ -273,7 +276,12 @@ def _ended(
         hint=CONSTANT_HINT,
         value=value,
         threshold=limit.value,
-        evidence=(("over", "samples"), ("tensor", k), ("tensors", len(trace.trunk.points))),
+        evidence=(
+            ("kind", COLLAPSE),
+            ("over", "samples"),
+            ("tensor", k),
+            ("tensors", len(trace.trunk.points)),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from gradflow.findings import Finding, Severity
 from gradflow.rules.gf205_norm_placement import NO_NORM
+from gradflow.rules.gf304_collapsed_representation import COLLAPSE
 from gradflow.rules.gf403_batch_norm_batch import TOO_FEW_VALUES
 from gradflow.rules.places import Span, span_of
 from gradflow.rules.units import LOSS_OF_GRADIENT
@@ -94,7 +95,7 @@ CONSEQUENCES: tuple[Consequence, ...] = (
     # Logits that are far too large multiply the gradient that does come through.
     Consequence(cause="GF305", effects=("GF102",), region=within),
     # A signal that is lost and a gradient that is lost are one fault; the gradient's name comes first.
-    Consequence(cause="GF101", effects=("GF304",), region=anywhere, least=Severity.WARNING),
+    Consequence(cause="GF101", effects=("GF304",), region=anywhere, least=Severity.WARNING, of_kind=COLLAPSE),
     # A stream without norms grows: the variances say it with a number.
     Consequence(cause="GF202", effects=("GF205",), region=anywhere, least=Severity.INFO, of_kind=NO_NORM),
     # Branches that add nothing, or are dead, are what makes the paths of the gradient short.
