@@ -24,7 +24,7 @@ ALPHABET = "\n abcdefghijklmnopqrstuvwxyz0123456789.,:;()[]{}\"'`_-+=*/<>|#%&~"
 """64 characters; a capital counts as its small letter, anything else as the last."""
 TEXT_LENGTH = 16
 
-COUNTS = {"dense": 100, "conv": 30, "transformer": 30}
+COUNTS = {"dense": 400, "conv": 120, "transformer": 120}
 """How many nets of each family are in the grid."""
 
 AXES: dict[str, tuple[tuple[Any, ...], ...]] = {
