@@ -149,30 +149,27 @@ def moments(flat: Tensor) -> Moments | None:
     return Moments(*found) if found[1] < math.inf else None
 
 
+def _places(a: Tensor, b: Tensor) -> tuple[int, int] | None:
+    """Where two tensors of one type are, if both can be read."""
+    here, there = _pointer(a), _pointer(b)
+    return (here, there) if here and there and a.dtype is b.dtype else None
+
+
 def products(a: Tensor, b: Tensor) -> tuple[float, float, float] | None:
     """Squared norms of two tensors in one dimension without gaps, and their inner product."""
-    if (
-        _functions is None
-        or a.dtype is not b.dtype
-        or not (here := _pointer(a))
-        or not (there := _pointer(b))
-    ):
+    if _functions is None or (places := _places(a, b)) is None:
         return None
     found = (c_double * 3)()
-    _functions.products(here, there, a.numel(), _KINDS[a.dtype], found)
+    _functions.products(*places, a.numel(), _KINDS[a.dtype], found)
     first, second, both = found
     return (first, second, both) if first + second < math.inf else None
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor | None:
     """The same of each pair of rows of [rows, elements]: float64 [3, rows]."""
-    if (
-        _functions is None
-        or a.dtype is not b.dtype
-        or not (here := _pointer(a))
-        or not (there := _pointer(b))
-    ):
+    if _functions is None or (places := _places(a, b)) is None:
         return None
+    here, there = places
     if a.stride(1) != 1 or b.stride(1) != 1:
         return None
     rows, elements = a.shape
