@@ -354,3 +354,17 @@ def test_the_search_ends_at_the_side(side: int, dims: int) -> None:
 def test_the_search_knows_when_there_is_no_side() -> None:
     tried = (Tried(side=32, size=100), Tried(side=33, size=121))
     assert next_sides(tried, 110, 2) == ()
+
+
+def test_no_text_is_made_so_long_that_a_try_takes_minutes() -> None:
+    """The head wants more features than any number of tokens gives: lengthening the text does not help."""
+    lengths: list[int] = []
+
+    class Misfit(Model):
+        def forward(self, input_ids: Tensor) -> Any:
+            lengths.append(input_ids.shape[1])
+            return self.head(self.embed(input_ids).transpose(1, 2))
+
+    infer_inputs(Misfit(embed=nn.Embedding(50, 8), head=nn.Linear(1_000_000, 4)))
+    assert len(lengths) > 1
+    assert max(lengths) <= 8192

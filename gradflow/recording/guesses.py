@@ -55,12 +55,17 @@ class Guess:
 
     @property
     def affordable(self) -> bool:
-        """Whether a try is worth its memory: images to 512×512, volumes to 96×96×96."""
+        """Whether a try is worth its memory: images to 512×512, volumes to 96×96×96, texts to 8192 tokens."""
         side = max((self.shape[dim] for dim in self.free), default=0)
-        return side <= _LARGEST_SIDES.get(len(self.free), 0) and math.prod(self.shape) <= _LARGEST_INPUT
+        largest = _LARGEST_SIDES.get(len(self.free), 0)
+        if self.kind == "ids":
+            largest = min(largest, _LONGEST_TEXT)
+        return side <= largest and math.prod(self.shape) <= _LARGEST_INPUT
 
 
 _LARGEST_SIDES = {0: 1, 1: 2**17, 2: 512, 3: 96}
+_LONGEST_TEXT = 8_192
+"""Attention over more takes minutes a try, and a layer that flattens so many tokens is none that people write."""
 _LARGEST_INPUT = 16_000_000
 """Elements."""
 
