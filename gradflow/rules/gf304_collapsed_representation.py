@@ -191,9 +191,9 @@ def _mixed(trace: Trace, limit: Threshold) -> list[Finding]:
             severity=Severity.INFO if trace.run.trained else limit.severity,
             location=between(trunk, 0, len(trunk.points) - 1),
             message=(
-                f"Which token is which is lost between {first} and {last}: their similarities agree by "
-                f"{number(max(kept, 0.0))} ({limit.severity} below {number(limit.value)}; 1 where all is kept), and "
-                "the output has one answer for each token"
+                f"Which token is which is lost from {first} to {last}: tokens that are alike at the one are not at "
+                f"the other (agreement {number(max(kept, 0.0))} of 1; {limit.severity} below {number(limit.value)}), "
+                "and the output has one answer for each token"
             ),
             why=MIXED_WHY,
             hint=MIXED_HINT,
