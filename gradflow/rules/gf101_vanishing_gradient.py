@@ -36,8 +36,7 @@ from gradflow.trunk_profile import (
     theil_sen,
 )
 
-SLOPE_TENSORS = 4
-"""Three layers lie between them: two gains of a shallow sigmoid net are no trend, and such nets train."""
+SLOPE_TENSORS = 3
 
 GAIN_LIMITS = (
     Threshold(
