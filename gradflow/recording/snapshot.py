@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,22 @@ def _unique(tensors: list[Tensor]) -> list[Tensor]:
 def preserved(module: nn.Module, inputs: Iterable[Tensor] = ()) -> Iterator[Snapshot]:
     """Restore the model and its inputs when the block ends, however it ends."""
     snapshot = take_snapshot(module, inputs)
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
+    with _versions_kept([tensor for tensor, _ in snapshot.values]):
+        try:
+            yield snapshot
+        finally:
+            snapshot.restore()
+
+
+@contextmanager
+def _versions_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put back how often each tensor was written to; wrap what restores every value.
+
+    Autograd compares these counts: a caller between forward and backward could otherwise not run its backward,
+    although every value that its graph has saved is back.
+    """
+    with ExitStack() as stack:
+        for tensor in tensors:
+            if not tensor.is_inference():
+                stack.enter_context(_unsafe_preserve_version_counter(tensor))
+        yield
