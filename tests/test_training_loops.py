@@ -301,6 +301,18 @@ def rows(report: gradflow.Report) -> dict[str, ParameterRecord]:
     return {row.name: row for row in report.trace.parameters}
 
 
+@pytest.mark.parametrize("steps", [1, WARM_UP])
+def test_weights_that_autocast_keeps_are_not_measured_in_place_of_new_ones(steps: int) -> None:
+    """Autocast keeps each cast weight until its block ends: after a step of the optimizer they are the old ones."""
+    traces = []
+    for kept in (True, False):
+        loop = Loop("sgd")
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=kept):
+            traces.append(looked_at(loop, "in the block", steps=steps).trace)
+            assert torch.is_autocast_cache_enabled() is kept
+    assert traces[0] == traces[1]
+
+
 @pytest.mark.parametrize("run", [accumulating, clipping_norm])
 def test_gradients_that_the_loop_holds_are_not_counted(run: Any) -> None:
     """A copy whose gradients are all None is the witness: of those that add up, or were clipped, nothing is seen."""

@@ -116,11 +116,25 @@ def _unique(tensors: list[Tensor]) -> list[Tensor]:
 def preserved(module: nn.Module, inputs: Iterable[Tensor] = ()) -> Iterator[Snapshot]:
     """Restore the model and its inputs when the block ends, however it ends."""
     snapshot = take_snapshot(module, inputs)
-    with _versions_kept([tensor for tensor, _ in snapshot.values]):
+    with _versions_kept([tensor for tensor, _ in snapshot.values]), _cast_anew():
         try:
             yield snapshot
         finally:
             snapshot.restore()
+
+
+@contextmanager
+def _cast_anew() -> Iterator[None]:
+    """Neither use nor leave cast weights in autocast's cache, which lasts as long as the caller's block.
+
+    A weight that is changed in place, by a step of the optimizer or a repair, would still run as it was.
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 @contextmanager
