@@ -296,3 +296,73 @@ def test_neighbours_are_one_finding() -> None:
     sharp = [make_attention(f"a{k}", k, entropies=(e,) * 4) for k, e in enumerate((0.05, 0.04, 0.9, 0.01))]
     assert [(str(f.location), f.severity) for f in said(*sharp)] == [("a3", ERROR), ("a0–a1", WARNING)]
     assert "the sharpest a1" in said(*sharp)[1].message
+
+
+class Pooled(nn.Module):
+    """Layers of nn.MultiheadAttention with keys that no input has."""
+
+    def __init__(self, depth: int, **options: Any) -> None:
+        super().__init__()
+        made = [nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **options) for _ in range(depth)]
+        self.layers = nn.ModuleList(made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x, x, x, need_weights=False)[0]
+        return x
+
+
+OWN_KEYS = "add_bias_kv and add_zero_attn add keys of their own"
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("option", ["add_bias_kv", "add_zero_attn"])
+@pytest.mark.parametrize(
+    ("depth", "where"),
+    [(1, "layers.0"), (2, "layers.0 and layers.1"), (4, "layers.0, layers.1 and 2 more")],
+)
+def test_keys_of_its_own_are_said_not_to_be_measured(depth: int, where: str, option: str, steps: int) -> None:
+    run = gradflow.inspect(
+        Pooled(depth, **{option: True}), (torch.randn(SAMPLES, LENGTH, WIDTH),), energy, steps=steps
+    ).trace
+    assert run.attentions == ()
+    assert [note for note in run.run.notes if "attention" in note] == [
+        f"attention not measured in {where}: {OWN_KEYS}"
+    ]
+
+
+def test_measured_attention_has_no_such_note() -> None:
+    trace = gradflow.inspect(Pooled(2), (torch.randn(SAMPLES, LENGTH, WIDTH),), energy).trace
+    assert len(trace.attentions) == 2
+    assert trace.run.notes == ()
+
+
+def test_a_measured_attention_between_two_that_are_not() -> None:
+    model = Pooled(3, add_zero_attn=True)
+    model.layers[1] = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    trace = gradflow.inspect(model, (torch.randn(SAMPLES, LENGTH, WIDTH),), energy).trace
+    assert [row.name for row in trace.attentions] == ["layers.1"]
+    assert trace.run.notes == (f"attention not measured in layers.0 and layers.2: {OWN_KEYS}",)
+
+
+class Flexible(nn.Module):
+    """flex_attention of what asks for no gradient, the only kind it has on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        heads = x.unsqueeze(1)
+        return self.head(flex_attention(heads, heads, heads).squeeze(1))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_said_not_to_be_measured() -> None:
+    pytest.importorskip("torch._dynamo")
+    trace = gradflow.inspect(Flexible(), (torch.randn(SAMPLES, 16, WIDTH),), energy).trace
+    assert trace.attentions == ()
+    reason = "flex_attention changes the logits by a function of its own"
+    assert trace.run.notes == (f"attention not measured in the model: {reason}",)

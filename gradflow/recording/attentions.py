@@ -26,7 +26,8 @@ from gradflow.trace_model import AttentionRecord
 FUSED = "scaled_dot_product_attention"
 MULTI_HEAD = "multi_head_attention_forward"
 SOFTMAX = "softmax"
-ATTENTION_CALLS = frozenset({FUSED, MULTI_HEAD, SOFTMAX})
+FLEX = "flex_attention"
+ATTENTION_CALLS = frozenset({FUSED, MULTI_HEAD, SOFTMAX, FLEX})
 SAMPLES = 2
 """So many samples of the batch are looked at."""
 LOGITS = 131_072
@@ -35,6 +36,8 @@ FEWEST_QUERIES, MOST_QUERIES = 4, 64
 """though never fewer, nor more, than these."""
 MASKED = -9_000.0
 """An explicit softmax hides a key by a logit below this: masks add -10,000 or the type's smallest number."""
+_NAMED = 2
+"""So many modules a note names."""
 _FARTHEST = 32
 """So many nodes back the product is looked for."""
 _PRODUCTS = LINEAR_OPS - {"linear", "bilinear"}
@@ -48,6 +51,14 @@ out_proj_weight out_proj_bias training key_padding_mask need_weights attn_mask u
 q_proj_weight k_proj_weight v_proj_weight
 """
 _MULTI_HEAD_NAMES = tuple(_MULTI_HEAD.split())
+_NAMES = {
+    FUSED: _FUSED_NAMES,
+    MULTI_HEAD: _MULTI_HEAD_NAMES,
+    SOFTMAX: ("input", "dim"),
+    FLEX: ("query", "key", "value"),
+}
+_OWN_KEYS = "add_bias_kv and add_zero_attn add keys of their own"
+_OWN_SCORES = "flex_attention changes the logits by a function of its own"
 
 
 @dataclass(slots=True)
@@ -82,7 +93,10 @@ class AttentionRecorder:
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
         self._pending: _Seen | None = None
+        self._reason = ""
         self._seen: list[_Seen] = []
+        self._unmeasured: dict[str, dict[str, None]] = {}
+        """By reason, the modules whose attention was not measured, in execution order."""
 
     def attach(self, dataflow: Dataflow) -> None:
         """Say whose nodes to ask."""
@@ -91,10 +105,11 @@ class AttentionRecorder:
     def before(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Look at what attention is given."""
         self._pending = None
-        names = {FUSED: _FUSED_NAMES, MULTI_HEAD: _MULTI_HEAD_NAMES, SOFTMAX: ("input", "dim")}[op]
+        names = _NAMES[op]
         given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+        self._reason = _why_not(op, given)
         first = given.get(names[0])
-        if not isinstance(first, Tensor) or not _is_readable(first):
+        if self._reason or not isinstance(first, Tensor) or not _is_readable(first):
             return
         if op == SOFTMAX:
             if not self._is_attention(first, given.get("dim")):
@@ -112,6 +127,9 @@ class AttentionRecorder:
 
     def after(self, node: Node) -> None:
         """Note which node attention made."""
+        if self._reason:
+            self._unmeasured.setdefault(self._reason, {})[node.module] = None
+            return
         seen, self._pending = self._pending, None
         if seen is not None and seen.op == node.op:
             seen.node = node
@@ -140,6 +158,13 @@ class AttentionRecorder:
                 )
             )
         return tuple(found)
+
+    def notes(self) -> tuple[str, ...]:
+        """Which attention was not measured, and why: a sentence for each reason."""
+        return tuple(
+            f"attention not measured in {_listing(list(names))}: {reason}"
+            for reason, names in self._unmeasured.items()
+        )
 
     def _is_attention(self, value: Tensor, dim: Any) -> bool:
         """Tell whether a softmax is over the keys: the last dimension of a product of two tensors of data."""
@@ -181,6 +206,22 @@ class AttentionRecorder:
             heads = lead // self._batch_size if self._batch_size and lead % self._batch_size == 0 else 1
             return value.reshape(-1, heads, *value.shape[1:])
         return value.flatten(0, -4)
+
+
+def _why_not(op: str, given: dict[str, Any]) -> str:
+    """Why this attention is not measured; "" where it is, or where there is nothing to measure."""
+    if op == FLEX:
+        return _OWN_SCORES
+    own = op == MULTI_HEAD and (given.get("bias_k") is not None or given.get("add_zero_attn"))
+    return _OWN_KEYS if own else ""
+
+
+def _listing(names: Sequence[str]) -> str:
+    """ "a, b and 3 more"; the root goes by what it is."""
+    shown = [name or "the model" for name in names[:_NAMED]]
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    *first, last = [*shown, *more]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _is_readable(value: Any) -> bool:
@@ -240,11 +281,9 @@ def _of_softmax(value: Tensor) -> _Logits:
     return _Logits(values, visible, values.amax())
 
 
-def _of_multi_head(given: dict[str, Any]) -> _Logits | None:
+def _of_multi_head(given: dict[str, Any]) -> _Logits:
     """Of nn.MultiheadAttention: [positions, samples, features], and masks that are True for what is hidden."""
     query, key, heads = given["query"], given["key"], given["num_heads"]
-    if given.get("bias_k") is not None or given.get("add_zero_attn"):
-        return None
     if query.dim() == 2:
         query, key = query.unsqueeze(1), key.unsqueeze(1)
     queries, samples, width = query.shape

@@ -81,6 +81,7 @@ def record(
             residuals = _proved(job, recorded, median.residuals, seed, say)
             without = None if ablation is None else ablate(job, median.residuals, steps, seed, ablation)
             apart = _paths(job, median.residuals, seed, paths, say)
+            notes = (*notes, *median.notes)
             run = _run_info(job, recorded, updates, seed=seed, trained=trained, notes=notes)
             run = with_running_loss(run, job, recorded[0], target.batches[0], seed)
     return Trace(

@@ -87,6 +87,7 @@ def median_step(steps: Sequence[StepRecord]) -> StepRecord:
         side_trunks=_median_side_trunks([step.side_trunks for step in steps]),
         batch_norms=_joined([step.batch_norms for step in steps], _call_key, _median_batch_norm),
         attentions=_joined([step.attentions for step in steps], _call_key, _median_attention),
+        notes=tuple(dict.fromkeys(note for step in steps for note in step.notes)),
     )
 
 

@@ -58,6 +58,8 @@ class StepRecord:
     """Sites of ``residuals`` whose skip was overwritten, it seems by mistake."""
     attentions: tuple[AttentionRecord, ...] = ()
     side_trunks: tuple[Trunk, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was seen and not measured."""
 
     @property
     def has_nonfinite(self) -> bool:
@@ -100,6 +102,7 @@ def step_record(
         activations=_activations(recorder),
         batch_norms=recorder.batch_norms.records(recorder.layout),
         attentions=recorder.attentions.records(),
+        notes=recorder.attentions.notes(),
     )
 
 

@@ -177,9 +177,10 @@ RULE = Rule(
     exemptions=(
         "Half of the heads of a layer or fewer: induction heads and attention sinks are sharp.",
         "Queries that see a single key, as the first of a causal model.",
-        "nn.MultiheadAttention with add_bias_kv or add_zero_attn, which adds keys of its own.",
-        "Kernels of other packages (flash_attn, xformers), flex_attention and softmax over another than the "
-        "last dimension are not seen; nor is what runs while a model is compiled or exported.",
+        "nn.MultiheadAttention with add_bias_kv or add_zero_attn, which adds keys of its own, and flex_attention, "
+        "which changes the logits by a function: not measured, and the run's notes say where.",
+        "Kernels of other packages (flash_attn, xformers) and softmax over another than the last dimension are "
+        "not seen; nor is what runs while a model is compiled or exported.",
     ),
     sources=(
         "Zhai et al., Stabilizing transformer training by preventing attention entropy collapse, ICML 2023",
