@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import attention_models
@@ -361,8 +364,31 @@ class Flexible(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_said_not_to_be_measured() -> None:
-    pytest.importorskip("torch._dynamo")
     trace = gradflow.inspect(Flexible(), (torch.randn(SAMPLES, 16, WIDTH),), energy).trace
     assert trace.attentions == ()
     reason = "flex_attention changes the logits by a function of its own"
     assert trace.run.notes == (f"attention not measured in the model: {reason}",)
+
+
+ALONE = """
+import sys, warnings, torch
+import gradflow
+from test_attentions import Flexible, energy
+warnings.simplefilter("ignore")
+assert "torch._dynamo" not in sys.modules, "nothing is shown"
+compile = torch.compile
+trace = gradflow.inspect(Flexible(), (torch.randn(2, 16, 8),), energy).trace
+assert torch.compile is compile
+assert torch._dynamo.eval_frame._stance.stance == "default"
+print(*trace.run.notes)
+"""
+
+
+def test_flex_attention_runs_where_nothing_was_compiled_before() -> None:
+    """It compiles itself at its first call: dynamo comes in while the recording goes on, and may not trace that."""
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "flex_attention" in done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -222,12 +222,33 @@ def _materialised(module: nn.Module, target: Target, seed: int) -> nn.Module:
     return copied
 
 
-def _eager() -> AbstractContextManager[Any]:
-    """Compiled code runs as it was written; without dynamo loaded there is none."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled code runs as it was written, also what the model compiles only as it runs (flex_attention does).
+
+    Dynamo is not loaded before there is something to compile.
+    """
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    original: Any = torch.compile
+    with ExitStack() as stack:
+
+        def compile_eager(*args: Any, **options: Any) -> Any:
+            _set_compile(original)
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return original(*args, **options)
+
+        _set_compile(compile_eager)
+        try:
+            yield
+        finally:
+            _set_compile(original)
+
+
+def _set_compile(function: Any) -> None:
+    vars(torch)["compile"] = function
 
 
 def _input_tensors(target: Target) -> list[Tensor]:
