@@ -96,6 +96,21 @@ AVX2 static inline __m256 eight(const void *values, ptrdiff_t i, enum Kind kind)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
+/* Widened from memory: taking a register apart would keep waiting the one unit that can. */
+AVX2 static inline __m256d four(const void *values, ptrdiff_t i, enum Kind kind)
+{
+    if (kind == FLOAT32)
+        return _mm256_cvtps_pd(_mm_loadu_ps((const float *)values + i));
+    __m128i half = _mm_loadl_epi64((const __m128i *)((const uint16_t *)values + i));
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16)));
+}
+
+/* Asks for what is read a page later: hardware looks ahead within a page only. Past the end it is a hint of nothing. */
+AVX2 static inline void ask_ahead(const void *values, ptrdiff_t i, enum Kind kind)
+{
+    _mm_prefetch((const char *)((uintptr_t)values + (uintptr_t)(i * SIZES[kind]) + 4096), _MM_HINT_T0);
+}
+
 AVX2 static inline __m256d lower(__m256 x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
 AVX2 static inline __m256d upper(__m256 x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
 
@@ -111,8 +126,9 @@ AVX2 static inline double square_wide(const void *values, ptrdiff_t n, enum Kind
     __m256d q0 = _mm256_setzero_pd(), q1 = q0, q2 = q0, q3 = q0;
     ptrdiff_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        __m256 x = eight(values, i, kind), y = eight(values, i + 8, kind);
-        __m256d a = lower(x), b = upper(x), c = lower(y), d = upper(y);
+        ask_ahead(values, i, kind);
+        __m256d a = four(values, i, kind), b = four(values, i + 4, kind);
+        __m256d c = four(values, i + 8, kind), d = four(values, i + 12, kind);
         q0 = _mm256_fmadd_pd(a, a, q0);
         q1 = _mm256_fmadd_pd(b, b, q1);
         q2 = _mm256_fmadd_pd(c, c, q2);
@@ -128,8 +144,10 @@ AVX2 static inline Moments moments_wide(const void *values, ptrdiff_t n, enum Ki
     __m256 low = eight(values, 0, kind), high = low;
     ptrdiff_t i = 0;
     for (; i + 16 <= n; i += 16) {
+        ask_ahead(values, i, kind);
         __m256 x = eight(values, i, kind), y = eight(values, i + 8, kind);
-        __m256d a = lower(x), b = upper(x), c = lower(y), d = upper(y);
+        __m256d a = four(values, i, kind), b = four(values, i + 4, kind);
+        __m256d c = four(values, i + 8, kind), d = four(values, i + 12, kind);
         s0 = _mm256_add_pd(a, s0);
         s1 = _mm256_add_pd(b, s1);
         s2 = _mm256_add_pd(c, s2);
@@ -171,8 +189,9 @@ AVX2 static inline Products products_wide(const void *a, const void *b, ptrdiff_
     __m256d f0 = _mm256_setzero_pd(), f1 = f0, s0 = f0, s1 = f0, p0 = f0, p1 = f0;
     ptrdiff_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        __m256 x = eight(a, i, kind), y = eight(b, i, kind);
-        __m256d x0 = lower(x), x1 = upper(x), y0 = lower(y), y1 = upper(y);
+        ask_ahead(a, i, kind);
+        ask_ahead(b, i, kind);
+        __m256d x0 = four(a, i, kind), x1 = four(a, i + 4, kind), y0 = four(b, i, kind), y1 = four(b, i + 4, kind);
         f0 = _mm256_fmadd_pd(x0, x0, f0);
         f1 = _mm256_fmadd_pd(x1, x1, f1);
         s0 = _mm256_fmadd_pd(y0, y0, s0);
