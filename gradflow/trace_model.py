@@ -306,7 +306,8 @@ class ResidualRecord:
     through weight layers only (a down-sampling between stages)."""
     shortcut: tuple[str, ...] = ()
     """What the skip does, first to last: "1x1", "linear", "pool", "slice", "pad", "norm", "resize"; for a scaled
-    one its factors (as in ``branch_factors``), for a gated one "gate"; empty for a bare skip."""
+    one its factors (as in ``branch_factors``), for a gated one "gate", or "mix" where a matrix made from parallel
+    streams mixes them; empty for a bare skip."""
     branch_factors: tuple[str, ...] = ()
     """The factors that stand last on the branch, nearest the add first: "number", "scalar" (one learned),
     "channels" (one learned a channel), "mask" (a tensor made from no data: stochastic depth), "gate"."""

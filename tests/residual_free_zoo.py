@@ -152,6 +152,65 @@ def highway() -> Built:
     return nn.Sequential(*(Highway(8) for _ in range(3))), torch.randn(BATCH, 8)
 
 
+class HyperConnection(nn.Module):
+    """Parallel streams: a branch reads their weighted sum, and a doubly stochastic matrix mixes them around it.
+
+    DeepSeek-V4's block (manifold-constrained hyper-connections), with fewer Sinkhorn iterations.
+    """
+
+    def __init__(self, streams: int, width: int, carried: float) -> None:
+        super().__init__()
+        self.streams, self.carried = streams, carried
+        self.weights = nn.Linear(streams * width, streams * (streams + 2))
+        self.body = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = self.streams
+        pre, post, mix = self.weights(x.flatten(-2)).split([count, count, count**2], -1)
+        mix = mix.unflatten(-1, (count, count)).softmax(-1)
+        for dimension in (-2, -1, -2):
+            mix = mix / mix.sum(dimension, keepdim=True)
+        read = (pre.sigmoid().unsqueeze(-1) * x).sum(-2)
+        written = 2 * post.sigmoid().unsqueeze(-1) * self.body(read).unsqueeze(-2)
+        return written + (self.carried * mix).transpose(-1, -2) @ x
+
+
+class HyperConnected(nn.Module):
+    def __init__(self, depth: int, streams: int = 4, width: int = 8, carried: float = 1.0) -> None:
+        super().__init__()
+        self.streams = streams
+        self.blocks = nn.ModuleList(HyperConnection(streams, width, carried) for _ in range(depth))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(-2).expand(*x.shape[:-1], self.streams, x.shape[-1])
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(-2))
+
+
+def hyper_connected() -> Built:
+    return HyperConnected(6), torch.randn(BATCH, 5, 8)
+
+
+class ValuesUnprojected(nn.Module):
+    """Attention that mixes the stream itself, beside an MLP: comparing positions is no way to carry them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.query(x) @ self.key(x).transpose(-1, -2)).softmax(-1) @ x + self.mlp(x)
+
+
+def values_unprojected() -> Built:
+    return nn.Sequential(*(ValuesUnprojected(8) for _ in range(3))), torch.randn(BATCH, 5, 8)
+
+
 class LoRALinear(nn.Module):
     """A frozen linear map and a product of two thin ones beside it."""
 

@@ -192,6 +192,9 @@ WITHOUT = {
     "U-Net": Row(build=free.unet, labelled={"concat": 2}),  # two levels, `cat((first, lift(x)))`
     "VGG": Row(build=free.vgg),  # a sequence
     "Highway": Row(build=free.highway, labelled={"gated": 3}),  # `t H(x) + (1 - t) x`
+    # `post * F(pre * X) + mix @ X` over four streams: the skip is a mixture, in one sum a block.
+    "hyper-connections": Row(build=free.hyper_connected, labelled={"gated": 6}),
+    "attention over the stream itself": Row(build=free.values_unprojected),  # `softmax(q @ k.T) @ x + mlp(x)`
     "LoRA": Row(build=free.lora, labelled={"low_rank": 2}),  # `base(x) + b(a(x))`, nothing that bends
     # `dense(x) + pointwise(x)`: two linear maps of x side by side are one linear map; nothing bends in either.
     "RepVGG": Row(build=free.repvgg),

@@ -128,9 +128,10 @@ def test_a_stream_starts_anew_at_a_projection_and_after_a_down_sampling(name: st
         (plain.cifar_resnet20, {"", "slice;pad"}),
         (plain.preact_resnet18, {"", "1x1"}),
         (free.highway, {"gate"}),
+        (free.hyper_connected, {"mix"}),
         (free.lora, {"linear"}),
     ],
-    ids=["ResNet-50", "option A", "pre-activation", "Highway", "LoRA"],
+    ids=["ResNet-50", "option A", "pre-activation", "Highway", "hyper-connections", "LoRA"],
 )
 def test_what_the_shortcut_does_is_told(build: Build, words: set[str]) -> None:
     assert set(sites_of(build).shortcut) == words

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gradflow
+from gradflow.findings import Severity
+from tests.residual_free_zoo import HyperConnected
 
 
 class Forward(nn.Module):
@@ -298,3 +300,37 @@ def test_a_cell_over_time_stands_where_it_is_used_last() -> None:
     report = gradflow.inspect(Loop(), torch.randn(16, 100, 8))
     assert report.profile.gain > 0.02
     assert not report.findings
+
+
+def hyper_connected(carried: float = 1.0) -> HyperConnected:
+    """Eight blocks, whose branches add little; ``carried`` scales what the skips carry."""
+    torch.manual_seed(0)
+    model = HyperConnected(8, carried=carried)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "body.3" in name:
+                parameter.mul_(0.1)
+    return model
+
+
+def test_hyper_connections_make_the_trunk() -> None:
+    """Not the layers that read the streams: what mixes them carries the gradient past every branch."""
+    model, x = hyper_connected(), torch.randn(6, 5, 8)
+    report = gradflow.inspect(model, x, loss=lambda output, _: output.sum())
+    outputs: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *args: outputs.append(args[2]))
+    gradients = torch.autograd.grad(model(x).sum(), outputs)
+    expected = [(g.double().norm() / 6**0.5).item() for g in gradients]
+    points = report.trace.trunk.points
+    assert [point.name for point in points] == [f"blocks.{k}" for k in range(8)]
+    assert [point.gradient_norm for point in points] == pytest.approx(expected, rel=1e-5)
+    assert not [f for f in report.findings if f.severity is not Severity.INFO]
+
+
+def test_streams_that_lose_what_they_carry_are_found() -> None:
+    model = hyper_connected(carried=0.1)
+    for block in model.blocks:
+        block.body[0] = nn.Identity()  # a norm would make up for it: its gradient grows as its input shrinks
+    report = gradflow.inspect(model, torch.randn(6, 5, 8))
+    assert any(f.rule == "GF101" and f.severity is Severity.ERROR for f in report.findings)

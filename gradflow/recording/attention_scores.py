@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradflow.recording.dataflow import Node
-from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS, data_inputs
+from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS, data_inputs, is_product_of_data
 
-_PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm", "einsum"})
 _SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax", "log_softmax"})
 _ON_SCORES = (
     ADD_OPS
@@ -38,7 +37,7 @@ def _is_product(index: int, nodes: Sequence[Node]) -> bool:
     node = nodes[index]
     while node.op in VALUE_OPS | SCALE_OPS and len(data_inputs(node, nodes)) == 1:
         node = nodes[data_inputs(node, nodes)[0]]
-    return node.op in _PRODUCTS and not node.parameters and len(data_inputs(node, nodes)) > 1
+    return is_product_of_data(node, nodes)
 
 
 def _only_softmax_reads(index: int, nodes: Sequence[Node]) -> bool:

@@ -34,6 +34,8 @@ SCALE_OPS = frozenset(
     }
 )
 DIVISIONS = frozenset({"div", "div_", "__truediv__", "true_divide"})
+PRODUCT_OPS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm", "einsum"})
+"""Matrix products, of two tensors of the data or of one and a weight."""
 
 LOOKUPS = frozenset({"embedding", "embedding_bag"})
 """Ops that turn ids into activations."""
@@ -70,6 +72,11 @@ def counts_as_branch(node: Node, nodes: Sequence[Node]) -> bool:
 def is_nonlinear(node: Node, nodes: Sequence[Node]) -> bool:
     """Neither a weight layer nor one of the ops that bend nothing."""
     return node.op not in STRAIGHT_OPS and not is_weight_op(node, nodes)
+
+
+def is_product_of_data(node: Node, nodes: Sequence[Node]) -> bool:
+    """A matrix product of two tensors that both come from the model's input: attention scores, say."""
+    return node.op in PRODUCT_OPS and not node.parameters and len(data_inputs(node, nodes)) > 1
 
 
 def data_inputs(node: Node, nodes: Sequence[Node]) -> list[int]:

@@ -132,7 +132,11 @@ class SiteRecorder:
     def main(self) -> list[Site]:
         """The adds that the trunk can run through, in execution order: of a stream, or of a layer's update."""
         kinds = ("identity", "projection", "scaled", "low_rank")
-        return [site for site in self.in_order() if site.found.kind in kinds and not site.broadcast]
+        return [
+            site
+            for site in self.in_order()
+            if (site.found.kind in kinds or site.found.mixes) and not site.broadcast
+        ]
 
     def end_forward(self, *, split: bool) -> None:
         """Have the gradient at every site split, where asked to; call it between forward and backward.

@@ -17,6 +17,7 @@ from gradflow.recording.norm_ops import is_norm
 from gradflow.recording.residual_ops import (
     ADD_OPS,
     LOOKUPS,
+    PRODUCT_OPS,
     SCALE_OPS,
     SHAPING_OPS,
     STACKED_SUMS,
@@ -25,6 +26,7 @@ from gradflow.recording.residual_ops import (
     counts_as_branch,
     data_inputs,
     is_nonlinear,
+    is_product_of_data,
 )
 from gradflow.recording.weight_ops import CONV_OPS, NORM_OPS, is_weight_op, weights_of
 
@@ -53,6 +55,7 @@ class Branch:
         kind: "identity", "projection", "scaled", "gated" or "low_rank".
         inside: What lies between the source and the branch, the branch included.
         shortcut: What lies between the source and the skip, nearest the skip first; empty for a bare skip.
+        mixes: Of a gated one: the gate is a matrix that mixes parallel streams (hyper-connections).
     """
 
     skip: int
@@ -61,6 +64,7 @@ class Branch:
     kind: str
     inside: tuple[int, ...]
     shortcut: tuple[int, ...]
+    mixes: bool = False
 
 
 def find_bare(left: int, right: int, graph: Graph, *, left_only: bool = False) -> Branch | None:
@@ -183,20 +187,38 @@ def _bare(skip: int, branch: int, graph: Graph) -> Branch | None:
 
 
 def _gated(skip: int, branch: int, graph: Graph) -> Branch | None:
-    """A skip times something made from the data: highway layers, cells."""
+    """A skip times something made from the data: highway layers, cells, a mixture of parallel streams."""
     nodes = graph.nodes
     while nodes[skip].op in VALUE_OPS and len(data_inputs(nodes[skip], nodes)) == 1:
         skip = data_inputs(nodes[skip], nodes)[0]
     gate = nodes[skip]
-    if gate.op not in SCALE_OPS or len(data_inputs(gate, nodes)) != 2:
+    mixes = gate.op in PRODUCT_OPS
+    if not (mixes or gate.op in SCALE_OPS) or len(data_inputs(gate, nodes)) != 2:
         return None
-    for stream in gate.inputs:
+    for stream, factor in (gate.inputs, gate.inputs[::-1]):
         inside = between(stream, branch, nodes)
+        if mixes and not _mixes_streams(factor, stream, gate, nodes):
+            continue
         if any(counts_as_branch(nodes[i], nodes) for i in inside):
             return Branch(
-                skip=skip, branch=branch, source=stream, kind="gated", inside=inside, shortcut=(skip,)
+                skip=skip,
+                branch=branch,
+                source=stream,
+                kind="gated",
+                inside=inside,
+                shortcut=(skip,),
+                mixes=mixes,
             )
     return None
+
+
+def _mixes_streams(matrix: int, stream: int, product: Node, nodes: Sequence[Node]) -> bool:
+    """A square matrix made from the parallel streams that it mixes, and not by comparing positions (attention)."""
+    shape = nodes[matrix].shape
+    if nodes[stream].shape != product.shape or shape[-1:] != shape[-2:-1]:
+        return False
+    made = between(stream, matrix, nodes)
+    return bool(made) and not any(is_product_of_data(nodes[i], nodes) for i in made)
 
 
 def _projection(skip: int, branch: int, graph: Graph) -> Branch | None:

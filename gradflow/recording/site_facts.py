@@ -224,7 +224,7 @@ def _ends_in_norm(index: int, source: int, nodes: Sequence[Node]) -> bool:
 def _shortcut(found: Branch, graph: Graph) -> Iterator[str]:
     """What the skip does, first to last, in words."""
     if found.kind == "gated":
-        yield "gate"
+        yield "mix" if found.mixes else "gate"
     elif found.kind == "scaled":
         yield from _factors(found.skip, graph)
     elif found.kind in ("projection", "low_rank"):
