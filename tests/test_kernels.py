@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 import gradflow
 from gradflow.recording import kernels
 from gradflow.recording.gradient_split import pair_products
+from gradflow.recording.sample_buffers import SUNK, BufferPool
 from gradflow.recording.site_measures import operand_products
-from gradflow.recording.tensor_stats import SUNK, norm_and_nonfinite
+from gradflow.recording.tensor_stats import StatisticsCollector, norm_and_nonfinite
 
 ROOT = Path(__file__).parent.parent
 SIZES = (1, 7, 8, 15, 16, 17, 1000, 70_001)
@@ -88,6 +90,47 @@ def test_units(shape: tuple[int, int], dtype: torch.dtype, step: int) -> None:
     assert torch.equal(active.long(), (wide != 0).sum(0))
     assert torch.equal(sunk, mean < -SUNK * variance.sqrt())
     assert sunk[0]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(4, 3), (1, 1), (8, 2047), (8, 2049), (4, 5, 7, 900), (600, 50), (7, 6000), (3, 4, 9000)]
+)
+def test_a_survey_says_what_its_parts_say(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Whole tensors and sampled ones, with samples first, second and nowhere; a view that begins further on."""
+    x = values(3 + math.prod(shape), dtype)[3:].relu().view(shape)
+    for batch_size in (shape[0], shape[-1] if len(shape) > 2 else 1, 0):
+        compiled, stock = (
+            StatisticsCollector(batch_size, BufferPool()),
+            StatisticsCollector(batch_size, BufferPool()),
+        )
+        compiled.add(x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "_functions", None)
+            stock.add(x)
+            (expected,) = stock.results()
+        (found,) = compiled.results()
+        said, wanted = ({k: v for k, v in asdict(row).items() if v is not None} for row in (found, expected))
+        assert said == pytest.approx(wanted, rel=2e-5, abs=1e-6)
+        assert found.mean == pytest.approx(x.double().mean().item(), rel=1e-9)
+        assert found.rms == pytest.approx(x.double().square().mean().sqrt().item(), rel=1e-9)
+        assert found.absmax == x.double().abs().max().item()
+
+
+@needs_kernels
+def test_a_survey_leaves_what_is_not_finite_to_stock_ops() -> None:
+    collector = StatisticsCollector(4, BufferPool())
+    for size in (16, 40_000):
+        x = values(size, torch.float32).view(4, -1)
+        collector.add(x)
+        x[3, 3] = math.nan
+        collector.add(x)
+        collector.add(values(size, torch.float32).view(4, -1))
+    results = collector.results()
+    assert [found.nonfinite for found in results] == [0, 1, 0, 0, 1, 0]
+    assert results[0] == results[2]
+    assert results[3] == results[5]
 
 
 @needs_kernels

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, BUFFER_SLOTS, SAMPLE_ELEMENTS
-from gradflow.recording.tensor_stats import SUNK, UnitRows, is_transformed, real_values
+from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, BUFFER_SLOTS, SAMPLE_ELEMENTS, SUNK
+from gradflow.recording.tensor_stats import UnitRows, is_transformed, real_values
 
 ENOUGH_OBSERVATIONS = 298
 """ln 0.05 / ln 0.99: a unit never active in so many is active in less than 1%, at 95% confidence."""

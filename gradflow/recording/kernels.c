@@ -387,7 +387,7 @@ EXPORT void gradflow_squares(const void *const values[], const ptrdiff_t n[], co
  *
  * found: the mean; the variance over rows, averaged over units; the variance over units of their means; the mean square
  * of those means; the largest magnitude; how many elements are not 0. Of each unit: in how many rows it is not 0, and
- * whether its mean is more than `depth` of its standard deviations below 0.
+ * whether its mean is more than `depth` of its standard deviations below 0; NULL asks for neither.
  */
 EXPORT void gradflow_units(const void *values, ptrdiff_t rows, ptrdiff_t by_row, ptrdiff_t units, ptrdiff_t by_unit,
                            int kind, double depth, double found[6], float active[], unsigned char sunk[])
@@ -406,8 +406,10 @@ EXPORT void gradflow_units(const void *values, ptrdiff_t rows, ptrdiff_t by_row,
             common += mean * mean;
             largest = most(largest, some[i].largest);
             nonzero += some[i].active;
-            active[at + i] = (float)some[i].active;
-            sunk[at + i] = mean < 0 && mean * mean > depth * depth * variance;
+            if (active != NULL) {
+                active[at + i] = (float)some[i].active;
+                sunk[at + i] = mean < 0 && mean * mean > depth * depth * variance;
+            }
         }
     }
     double mean = sum / units, spread = common / units - mean * mean;
@@ -417,4 +419,24 @@ EXPORT void gradflow_units(const void *values, ptrdiff_t rows, ptrdiff_t by_row,
     found[3] = common / units;
     found[4] = largest;
     found[5] = nonzero;
+}
+
+/* How the tensors of one shape are surveyed: kernels.Survey in Python. */
+typedef struct {
+    ptrdiff_t n, offset, rows, by_row, units, by_unit;
+    double depth;
+    int kind, sampled;
+} Survey;
+
+/* Of a tensor without gaps: the six numbers of its matrix, or of a sample of it, which alone says nothing of its sum, sum
+ * of squares, smallest and largest: they follow. Returns whether all that was read is finite.
+ */
+EXPORT int gradflow_survey(const void *values, const Survey *how, double found[10], float active[], unsigned char sunk[])
+{
+    found[7] = 0;
+    if (how->sampled)
+        gradflow_moments(values, how->n, how->kind, found + 6);
+    gradflow_units((const char *)values + how->offset * SIZES[how->kind], how->rows, how->by_row, how->units,
+                   how->by_unit, how->kind, how->depth, found, active, sunk);
+    return isfinite(found[1] + found[3] + found[7]);
 }

@@ -43,7 +43,9 @@ _SIGNATURES = {
         *(c_void_p, c_ssize_t, c_ssize_t, c_ssize_t, c_ssize_t, c_int, c_double),
         *(c_void_p, c_void_p, c_void_p),
     ),
+    "survey": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
 }
+_RESULTS = {"square": c_double, "survey": c_int}
 
 
 class _Functions(NamedTuple):
@@ -53,6 +55,7 @@ class _Functions(NamedTuple):
     row_products: ctypes._NamedFuncPointer
     squares: ctypes._NamedFuncPointer
     units: ctypes._NamedFuncPointer
+    survey: ctypes._NamedFuncPointer
 
 
 def load(library: Path = LIBRARY) -> _Functions | None:
@@ -66,7 +69,7 @@ def load(library: Path = LIBRARY) -> _Functions | None:
         return None
     for function, (name, signature) in zip(functions, _SIGNATURES.items(), strict=True):
         function.argtypes = signature
-        function.restype = c_double if name == "square" else None
+        function.restype = _RESULTS.get(name)
     return functions
 
 
@@ -202,3 +205,63 @@ def units(matrix: Tensor, depth: float, active: Tensor, sunk: Tensor) -> list[fl
         *(found, active.data_ptr(), sunk.data_ptr()),
     )
     return found[:] if found[1] + found[3] < math.inf else None
+
+
+class Survey(ctypes.Structure):
+    """How the tensors of one shape and type, without gaps, are measured: ``kernels.c`` has the same."""
+
+    _fields_ = (
+        ("n", c_ssize_t),
+        ("offset", c_ssize_t),
+        ("rows", c_ssize_t),
+        ("by_row", c_ssize_t),
+        ("units", c_ssize_t),
+        ("by_unit", c_ssize_t),
+        ("depth", c_double),
+        ("kind", c_int),
+        ("sampled", c_int),
+    )
+
+
+def survey_of(values: Tensor, matrix: Tensor, depth: float, *, sampled: bool) -> Survey | None:
+    """Plan to measure tensors like ``values``, of which ``matrix`` is a view or a sample; None: it cannot be.
+
+    Args:
+        values: Contiguous.
+        matrix: [samples, units] of them, all of them or some.
+        depth: As for ``units``.
+        sampled: The matrix is a sample: measure sum, norm and extremes of all.
+    """
+    if not _pointer(values) or matrix.untyped_storage().data_ptr() != values.untyped_storage().data_ptr():
+        return None
+    (rows, units), (by_row, by_unit) = matrix.shape, matrix.stride()
+    return Survey(
+        n=values.numel(),
+        offset=matrix.storage_offset() - values.storage_offset(),
+        rows=rows,
+        by_row=by_row,
+        units=units,
+        by_unit=by_unit,
+        depth=depth,
+        kind=_KINDS[values.dtype],
+        sampled=sampled,
+    )
+
+
+def survey(values: Tensor, how: Survey, rows: tuple[int, int] | None) -> list[float] | None:
+    """Measure a contiguous tensor as planned.
+
+    Args:
+        values: Shaped and laid out as planned.
+        how: The plan.
+        rows: Where ``active`` and ``sunk`` of ``units`` are to be written to; None for neither.
+
+    Returns:
+        The six numbers of ``units``; of a tensor that is sampled, the four of ``Moments`` too. None: ask stock
+        ops.
+    """
+    if _functions is None or not (pointer := _pointer(values)):
+        return None
+    found = (c_double * 10)()
+    finite = _functions.survey(pointer, byref(how), found, *(rows or (None, None)))
+    return found[:] if finite else None

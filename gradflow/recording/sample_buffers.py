@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradflow.recording import kernels
+
+SUNK = 4.0
+"""How many of its own standard deviations below 0 the mean pre-activation of a sunk unit is."""
 SAMPLE_ELEMENTS = 16_384
 """Tensors up to this size are measured whole; larger ones give a sample of about this size."""
 SAMPLE_ROWS = 256
@@ -41,7 +45,20 @@ class Buffer:
     axis: int | None
     take: Callable[[Tensor], Tensor] | None
     """Draws the sample of a large tensor; None copies it whole."""
+    survey: kernels.Survey | None = None
+    """How tensors like these are measured where they lie; None where they have to be copied."""
     members: list[int] = field(default_factory=list)
+    has_units: bool = field(init=False)
+    """True where each unit of a whole (samples, units) tensor is looked at."""
+    spreads: bool = field(init=False)
+    """True where samples are told apart."""
+    elements: int = field(init=False)
+    """Of one copy."""
+
+    def __post_init__(self) -> None:
+        self.has_units = self.take is None and self.axis == 0 and self.store.dim() == 3
+        self.spreads = self.axis is not None and self.rows > 1
+        self.elements = self.slots[0].numel()
 
     def as_matrix(self) -> Tensor:
         """What the buffer holds, [tensors, samples, units]."""
@@ -49,11 +66,6 @@ class Buffer:
         if self.axis == 1 and self.take is None:
             used = used.movedim(2, 1)
         return used.reshape(len(self.members), self.rows, -1)
-
-    @property
-    def has_units(self) -> bool:
-        """True where each unit of a whole (samples, units) tensor is looked at."""
-        return self.take is None and self.axis == 0 and self.store.dim() == 3
 
     def matrix_of(self, values: Tensor) -> Tensor | None:
         """One tensor, or its sample, as [samples, units] where it lies; None where that would take a copy."""
@@ -97,7 +109,11 @@ def _new_buffer(values: Tensor, axis: int | None, rows: int) -> Buffer:
     slots = max(1, min(BUFFER_ELEMENTS // math.prod(shape), BUFFER_SLOTS))
     dtype = torch.float64 if values.dtype is torch.float64 else torch.float32
     store = torch.empty((slots, *shape), dtype=dtype, device=values.device)
-    return Buffer(store=store, slots=store.unbind(0), rows=rows, axis=axis, take=take)
+    buffer = Buffer(store=store, slots=store.unbind(0), rows=rows, axis=axis, take=take)
+    matrix = buffer.matrix_of(values if take is None else take(values))
+    if matrix is not None and values.is_contiguous():
+        buffer.survey = kernels.survey_of(values, matrix, SUNK, sampled=take is not None)
+    return buffer
 
 
 def _sampler(values: Tensor, axis: int | None, rows: int) -> Callable[[Tensor], Tensor]:

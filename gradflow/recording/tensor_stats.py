@@ -20,13 +20,18 @@ from torch import Tensor
 
 from gradflow.recording import kernels
 from gradflow.recording.drafts import drafting
-from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, SAMPLE_ELEMENTS, Buffer, BufferPool, Key
+from gradflow.recording.sample_buffers import (
+    BUFFER_ELEMENTS,
+    SAMPLE_ELEMENTS,
+    SUNK,
+    Buffer,
+    BufferPool,
+    Key,
+)
 from gradflow.trace_model import TensorStatistics
 
 CHUNK = 65_536
 """Norms are taken over chunks of this length: one float32 accumulator over 1e7 elements is off by 2e-4."""
-SUNK = 4.0
-"""How many of its own standard deviations below 0 the mean pre-activation of a sunk unit is."""
 ROWS_AT_ONCE = 64
 """So many tensors of one width share the memory for what is known of their units."""
 SQUARABLE = 1e18
@@ -137,6 +142,11 @@ class UnitRows:
     sunk: Tensor
     """True where the mean is more than SUNK standard deviations below 0."""
 
+    def row(self, position: int) -> tuple[int, int]:
+        """Where a tensor's row of each begins in memory."""
+        start = position * self.active.shape[1]
+        return self.active.data_ptr() + 4 * start, self.sunk.data_ptr() + start
+
 
 def _unit_rows(count: int, width: int) -> UnitRows:
     # A default device or type that a program has set would be another.
@@ -170,6 +180,8 @@ class StatisticsCollector:
     """Memory for what the kernels find of so many units, and how many of its rows are taken."""
     _units: dict[int, tuple[UnitRows, int]] = field(default_factory=dict)
     """Where what is known of each unit of a small (samples, units) tensor stands."""
+    _surveyed: list[tuple[int, Buffer, int, list[float]]] = field(default_factory=list)
+    """What the kernels found, until it is asked for: between two ops of a model Python is at its slowest."""
 
     def counts_units(self, tensor: Tensor) -> bool:
         """Tell whether what ``add`` keeps of a tensor shaped like this one will do for ``unit_rows``."""
@@ -201,6 +213,8 @@ class StatisticsCollector:
             axis = batch_dimension(values.shape, self.batch_size)
             samples = 1 if axis is None else self.batch_size
             buffer = self._buffers[key] = self.pool.buffer_for(key, values, axis, samples)
+        if buffer.survey is not None and self._survey(slot, buffer, buffer.survey, values):
+            return slot
         if buffer.take is not None:
             self._add_moments(slot, values)
             values = buffer.take(values)
@@ -223,6 +237,13 @@ class StatisticsCollector:
         for buffer, members, rows in self._reduced:
             self._fill(buffer, members, rows.tolist())
         self._reduced.clear()
+        for slot, buffer, size, found in self._surveyed:
+            statistics = _statistics(found[:6], buffer.elements, buffer.spreads)
+            if buffer.take is not None:
+                total, square, low, high = found[6:]
+                statistics = _with_exact(statistics, size, (math.sqrt(square), total, high, low, 0.0))
+            self._results[slot] = statistics
+        self._surveyed.clear()
         if self._on_device:
             rows_by_slot = zip(self._on_device.items(), _transfer(self._on_device.values()), strict=True)
             self._exact.update({slot: (size, row) for (slot, (size, _)), row in rows_by_slot})
@@ -237,6 +258,20 @@ class StatisticsCollector:
             self._exact[slot] = (values.numel(), _moments(values))
         else:
             self._on_device[slot] = (values.numel(), _moments_on_device(values))
+
+    def _survey(self, slot: int, buffer: Buffer, how: kernels.Survey, values: Tensor) -> bool:
+        """Measure a tensor in one call, where it is: nothing is copied."""
+        if not buffer.has_units:
+            found = kernels.survey(values, how, None)
+        else:
+            units, row = self._units_row(how.units, kept=True)
+            found = kernels.survey(values, how, units.row(row))
+            self._units[slot] = units, row
+        if found is None:
+            self._units.pop(slot, None)
+            return False
+        self._surveyed.append((slot, buffer, how.n, found))
+        return True
 
     def _measure_units(self, slot: int, buffer: Buffer, values: Tensor) -> bool:
         """Measure a small tensor, or the sample of a large one, where it is: nothing is copied."""
@@ -302,10 +337,8 @@ class StatisticsCollector:
             self._units.update({slot: (units, row) for row, slot in enumerate(members, start)})
 
     def _fill(self, buffer: Buffer, members: tuple[int, ...], rows: list[list[float]]) -> None:
-        size = buffer.slots[0].numel()
-        spread = buffer.axis is not None and buffer.rows > 1
         for slot, row in zip(members, rows, strict=True):
-            self._results[slot] = _statistics(row, size, spread)
+            self._results[slot] = _statistics(row, buffer.elements, buffer.spreads)
 
 
 _MEAN, _WITHIN, _BETWEEN, _COMMON, _ABSMAX, _NONZERO, _BAD = range(7)
