@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import gradflow
 from gradflow.recording import kernels
+from gradflow.recording.activations import ActivationCollector, Family, UnitPool, UnitStatistics
 from gradflow.recording.gradient_split import pair_products
 from gradflow.recording.sample_buffers import SUNK, BufferPool
 from gradflow.recording.site_measures import operand_products
@@ -214,6 +215,59 @@ def test_kernels_and_stock_ops_say_the_same(rows: int, columns: int, seed: int, 
         assert compiled == pytest.approx(measured(), rel=2e-5, abs=2e-5)
 
 
+def pre_activations(shape: tuple[int, ...], dtype: torch.dtype, axis: int) -> Tensor:
+    """With a unit that is never active, one that always is, one that is sunk, and padding."""
+    x = values(math.prod(shape), dtype).view(shape).movedim(axis, -1)
+    x[..., 0], x[..., 1], x[..., 2] = -x[..., 0].abs(), x[..., 1].abs() + 0.1, x[..., 2] - 40
+    x[-1] = 0
+    return x.movedim(-1, axis).contiguous()
+
+
+def units_of(x: Tensor, axis: int) -> UnitStatistics:
+    collector = ActivationCollector(UnitPool())
+    collector.add(x, Family.RECTIFIER, axis)
+    (found,) = collector.results()
+    assert found is not None
+    return found
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((40, 6), 1),
+        ((5, 7, 33), 2),
+        ((9, 50, 70), 2),
+        ((4, 19, 3, 5), 1),
+        ((24, 17, 30, 30), 1),
+        ((350, 8), 1),
+    ],
+)
+def test_a_rectifiers_units_are_counted_alike(
+    shape: tuple[int, ...], axis: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = pre_activations(shape, dtype, axis)
+    apart = x.transpose(0, 1).contiguous().transpose(0, 1)
+    compiled, copied = units_of(x, axis), units_of(apart, axis)
+    monkeypatch.setattr(kernels, "_functions", None)
+    said, *others = (
+        {k: v for k, v in asdict(found).items() if v is not None}
+        for found in (compiled, copied, units_of(x, axis))
+    )
+    assert others == [pytest.approx(said, rel=1e-6)] * 2
+    assert compiled.inactive is not None
+    assert compiled.inactive > 0
+
+
+@needs_kernels
+def test_what_is_not_finite_is_a_rectifiers_to_count() -> None:
+    x = torch.ones(20, 4)
+    x[3, 0], x[4, 1], x[:, 2], x[:, 3] = math.nan, -math.inf, -math.inf, math.nan
+    found = units_of(x, 1)
+    assert (found.inactive, found.always_active, found.sunk) == (0.5, 0.0, 0.0)
+
+
 class Net(nn.Module):
     """Convolutions and a batch normalisation, a residual sum, large and small tensors."""
 
@@ -289,6 +343,16 @@ def test_a_library_that_is_none_is_passed_over(tmp_path: Path) -> None:
     broken = tmp_path / "_kernels.so"
     broken.write_bytes(b"not a library")
     assert kernels.load(broken) is None
+
+
+@needs_kernels
+def test_a_library_of_another_source_is_passed_over(source_tree: Path) -> None:
+    source = source_tree / "gradflow/recording/kernels.c"
+    assert build_script().compile_kernels(source_tree) == ""
+    (library,) = source.parent.glob("_kernels.*")
+    assert kernels.load(library) is not None
+    source.write_text(source.read_text(encoding="utf-8") + "/* newer */", encoding="utf-8")
+    assert kernels.load(library) is None
 
 
 def test_stock_ops_answer_alone(stock: None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradflow.recording import kernels
 from gradflow.recording.sample_buffers import BUFFER_ELEMENTS, BUFFER_SLOTS, SAMPLE_ELEMENTS, SUNK
 from gradflow.recording.tensor_stats import UnitRows, is_transformed, real_values
 
@@ -112,6 +113,8 @@ class _UnitBuffer:
     store: Tensor
     slots: tuple[Tensor, ...]
     scratch: Tensor
+    grid: kernels.Grid | None
+    """How the units of a rectifier are counted where they lie; None where they have to be copied."""
     members: list[int] = field(default_factory=list)
 
 
@@ -130,6 +133,8 @@ class ActivationCollector:
     _used: dict[int, _UnitBuffer] = field(default_factory=dict)
     _results: list[UnitStatistics | None] = field(default_factory=list)
     _waiting: list[tuple[_UnitBuffer, tuple[int, ...], Tensor]] = field(default_factory=list)
+    _counted: list[tuple[_UnitBuffer, int, list[float]]] = field(default_factory=list)
+    """What the kernels found."""
 
     def add(self, tensor: Tensor, family: Family, axis: int) -> int | None:
         """Measure a pre-activation (of family OTHER an output) as it is now.
@@ -147,7 +152,7 @@ class ActivationCollector:
         if is_transformed(tensor) or tensor.is_meta or not tensor.numel() or tensor.is_complex():
             return None
         values = real_values(tensor)
-        key = (values.shape, values.dtype, values.device, family, axis)
+        key = (values.shape, values.dtype, values.device, values.is_contiguous(), family, axis)
         buffer = self.pool.buffers.get(key)
         if buffer is None:
             buffer = self.pool.buffers[key] = _new_buffer(values, family, axis)
@@ -157,6 +162,10 @@ class ActivationCollector:
             self._used[id(buffer)] = buffer
         slot = len(self._results)
         self._results.append(None)
+        found = None if buffer.grid is None else kernels.rectifier(values, buffer.grid)
+        if found is not None:
+            self._counted.append((buffer, slot, found))
+            return slot
         members = buffer.members
         buffer.slots[len(members)].copy_(values if buffer.take is None else buffer.take(values))
         members.append(slot)
@@ -172,6 +181,9 @@ class ActivationCollector:
         for buffer, members, rows in self._waiting:
             self._fill(buffer, members, rows.tolist())
         self._waiting.clear()
+        for buffer, slot, found in self._counted:
+            self._fill(buffer, (slot,), [found])
+        self._counted.clear()
         return tuple(self._results)
 
     def _reduce(self, buffer: _UnitBuffer) -> None:
@@ -202,6 +214,11 @@ _NAMES = {
 }
 
 
+def _tells_sunk(observations: int) -> bool:
+    """Fewer tell nothing by their deviation; of more it needs none."""
+    return FEWEST_OBSERVATIONS <= observations < ENOUGH_OBSERVATIONS
+
+
 def _rectifier(x: Tensor, scratch: Tensor) -> Tensor:
     """Shares of inactive, always active and sunk units (NaN: not asked), and the observations that count.
 
@@ -218,7 +235,7 @@ def _rectifier(x: Tensor, scratch: Tensor) -> Tensor:
     inactive = (active < LEAST_ACTIVITY * seen.unsqueeze(1)).to(x.dtype).mean(1)
     always = (active > (1 - LEAST_ACTIVITY) * seen.unsqueeze(1)).to(x.dtype).mean(1)
     sunk = torch.full_like(inactive, math.nan)
-    if FEWEST_OBSERVATIONS <= total < ENOUGH_OBSERVATIONS:
+    if _tells_sunk(total):
         mean = x.mean((1, 3))
         variance = (torch.mul(x, x, out=scratch).mean((1, 3)) - mean * mean).clamp_min_(0)
         below = (mean < -SUNK * variance.sqrt_()) & (active == 0)
@@ -272,7 +289,7 @@ def from_rows(outputs: Sequence[UnitPlace], inputs: Sequence[UnitPlace], rows: i
     inactive = (active < LEAST_ACTIVITY * rows).float().mean(1)
     always = (active > (1 - LEAST_ACTIVITY) * rows).float().mean(1)
     sunk = torch.full_like(inactive, math.nan)
-    if inputs and FEWEST_OBSERVATIONS <= rows < ENOUGH_OBSERVATIONS:
+    if inputs and _tells_sunk(rows):
         below = _gathered([(units.sunk, row) for units, row in inputs])
         sunk = (below & (active == 0)).float().mean(1)
     names = _NAMES[Family.RECTIFIER]
@@ -316,7 +333,19 @@ def _new_buffer(values: Tensor, family: Family, axis: int) -> _UnitBuffer:
     store = torch.empty((count, *shape), dtype=dtype, device=values.device)
     whole = math.prod(shape) == values.numel()
     slots = store.view(count, *values.shape) if whole else store
-    return _UnitBuffer(family, None if whole else take, store, slots.unbind(0), torch.empty_like(store))
+    return _UnitBuffer(
+        family=family,
+        take=None if whole else take,
+        store=store,
+        slots=slots.unbind(0),
+        scratch=torch.empty_like(store),
+        grid=_grid(values, take(values)) if family is Family.RECTIFIER and values.is_contiguous() else None,
+    )
+
+
+def _grid(values: Tensor, drawn: Tensor) -> kernels.Grid | None:
+    asks_sunk = _tells_sunk(drawn.shape[0] * drawn.shape[2])
+    return kernels.grid_of(values, drawn, depth=SUNK, least=LEAST_ACTIVITY, asks_sunk=asks_sunk)
 
 
 def _channels_last(values: Tensor, wanted: int) -> Callable[[Tensor], Tensor]:

@@ -22,6 +22,12 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
+/* Of which source this is: a library that an older one left behind is not used. */
+#ifndef GRADFLOW_SOURCE
+#define GRADFLOW_SOURCE 0
+#endif
+EXPORT const uint32_t gradflow_source = GRADFLOW_SOURCE;
+
 /* What is known of a run of elements. */
 typedef struct {
     double sum, square, low, high;
@@ -439,4 +445,83 @@ EXPORT int gradflow_survey(const void *values, const Survey *how, double found[1
     gradflow_units((const char *)values + how->offset * SIZES[how->kind], how->rows, how->by_row, how->units,
                    how->by_unit, how->kind, how->depth, found, active, sunk);
     return isfinite(found[1] + found[3] + found[7]);
+}
+
+/* Where the pre-activations of a rectifier lie, [outer, units, inner]: kernels.Grid in Python. */
+typedef struct {
+    ptrdiff_t offset, outer, by_outer, units, by_unit, inner, by_inner;
+    double depth, least;
+    int kind, asks_sunk;
+} Grid;
+
+/* Of some units that are read side by side. */
+enum { SIDE_BY_SIDE = 16 };
+typedef struct {
+    int32_t active[SIDE_BY_SIDE];
+    double sum[SIDE_BY_SIDE], square[SIDE_BY_SIDE];
+} Units;
+
+static inline void add_units(const void *values, const Grid *grid, ptrdiff_t count, enum Kind kind, Units *units)
+{
+    for (ptrdiff_t outer = 0; outer < grid->outer; outer++)
+        for (ptrdiff_t inner = 0; inner < grid->inner; inner++) {
+            ptrdiff_t place = outer * grid->by_outer + inner * grid->by_inner;
+            for (ptrdiff_t i = 0; i < count; i++) {
+                double value = value_at(values, place + i * grid->by_unit, kind);
+                units->active[i] += value > 0;
+                if (grid->asks_sunk) {
+                    units->sum[i] += value;
+                    units->square[i] += value * value;
+                }
+            }
+        }
+}
+
+static void count_units(const void *values, const Grid *grid, ptrdiff_t count, Units *units)
+{
+    memset(units, 0, sizeof *units);
+    if (grid->kind == FLOAT32)
+        add_units(values, grid, count, FLOAT32, units);
+    else
+        add_units(values, grid, count, grid->kind, units);
+}
+
+/* Observations that are not padding: there all units are exactly 0. */
+static double observations(const void *values, const Grid *grid)
+{
+    double seen = 0;
+    for (ptrdiff_t outer = 0; outer < grid->outer; outer++)
+        for (ptrdiff_t inner = 0; inner < grid->inner; inner++) {
+            ptrdiff_t place = outer * grid->by_outer + inner * grid->by_inner, unit = 0;
+            while (unit < grid->units && value_at(values, place + unit * grid->by_unit, grid->kind) == 0)
+                unit++;
+            seen += unit < grid->units;
+        }
+    return seen;
+}
+
+/* Shares of inactive, of always active and of sunk units, and how many observations count; see activations.py. */
+EXPORT void gradflow_rectifier(const void *values, const Grid *grid, double found[4])
+{
+    const char *start = (const char *)values + grid->offset * SIZES[grid->kind];
+    double seen = most(observations(start, grid), 1), total = (double)grid->outer * (double)grid->inner;
+    /* Rounded as stock ops round them: whether 3 of 300 are less than 1% is no matter of taste. */
+    double few = grid->kind == FLOAT64 ? grid->least * seen : (float)grid->least * (float)seen;
+    double many = grid->kind == FLOAT64 ? (1 - grid->least) * seen : (float)(1 - grid->least) * (float)seen;
+    double inactive = 0, always = 0, sunk = 0;
+    Units units;
+    for (ptrdiff_t at = 0; at < grid->units; at += SIDE_BY_SIDE) {
+        ptrdiff_t count = grid->units - at < SIDE_BY_SIDE ? grid->units - at : SIDE_BY_SIDE;
+        count_units(start + at * grid->by_unit * SIZES[grid->kind], grid, count, &units);
+        for (ptrdiff_t i = 0; i < count; i++) {
+            double mean = units.sum[i] / total, variance = units.square[i] / total - mean * mean;
+            inactive += units.active[i] < few;
+            always += units.active[i] > many;
+            sunk += units.active[i] == 0 && mean < -grid->depth * sqrt(variance < 0 ? 0 : variance);
+        }
+    }
+    found[0] = inactive / (double)grid->units;
+    found[1] = always / (double)grid->units;
+    found[2] = grid->asks_sunk ? sunk / (double)grid->units : NAN;
+    found[3] = seen;
 }

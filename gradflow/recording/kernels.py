@@ -13,17 +13,19 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Sequence
-from ctypes import byref, c_double, c_int, c_ssize_t, c_void_p, sizeof
+from ctypes import byref, c_double, c_int, c_ssize_t, c_uint32, c_void_p, sizeof
 from itertools import accumulate, pairwise
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 LIBRARY = Path(__file__).with_name("_kernels.dll" if sys.platform == "win32" else "_kernels.so")
 """Made by hatch_build.py."""
+SOURCE = "kernels.c"
 SWITCH = "GRADFLOW_KERNELS"
 WORTH_A_THREAD = 2_000_000
 """Elements: to start a thread costs about what reading a tenth of them does."""
@@ -44,6 +46,7 @@ _SIGNATURES = {
         *(c_void_p, c_void_p, c_void_p),
     ),
     "survey": (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    "rectifier": (c_void_p, c_void_p, c_void_p),
 }
 _RESULTS = {"square": c_double, "survey": c_int}
 
@@ -56,16 +59,19 @@ class _Functions(NamedTuple):
     squares: ctypes._NamedFuncPointer
     units: ctypes._NamedFuncPointer
     survey: ctypes._NamedFuncPointer
+    rectifier: ctypes._NamedFuncPointer
 
 
 def load(library: Path = LIBRARY) -> _Functions | None:
-    """The compiled functions; None where there are none, they cannot be loaded here, or they are switched off."""
+    """The compiled functions; None where there are none of this source that load here, or they are switched off."""
     if os.environ.get(SWITCH) == "0" or not library.exists():
         return None
     try:
         loaded = ctypes.CDLL(str(library))
+        if c_uint32.in_dll(loaded, "gradflow_source").value != crc32(library.with_name(SOURCE).read_bytes()):
+            return None
         functions = _Functions(*(getattr(loaded, f"gradflow_{name}") for name in _Functions._fields))
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ValueError):
         return None
     for function, (name, signature) in zip(functions, _SIGNATURES.items(), strict=True):
         function.argtypes = signature
@@ -265,3 +271,58 @@ def survey(values: Tensor, how: Survey, rows: tuple[int, int] | None) -> list[fl
     found = (c_double * 10)()
     finite = _functions.survey(pointer, byref(how), found, *(rows or (None, None)))
     return found[:] if finite else None
+
+
+class Grid(ctypes.Structure):
+    """Where the pre-activations of a rectifier lie, in tensors of one shape: ``kernels.c`` has the same."""
+
+    _fields_ = (
+        ("offset", c_ssize_t),
+        ("outer", c_ssize_t),
+        ("by_outer", c_ssize_t),
+        ("units", c_ssize_t),
+        ("by_unit", c_ssize_t),
+        ("inner", c_ssize_t),
+        ("by_inner", c_ssize_t),
+        ("depth", c_double),
+        ("least", c_double),
+        ("kind", c_int),
+        ("asks_sunk", c_int),
+    )
+
+
+def grid_of(values: Tensor, drawn: Tensor, *, depth: float, least: float, asks_sunk: bool) -> Grid | None:
+    """Plan to count the units of tensors like ``values``; None: they cannot be read.
+
+    Args:
+        values: Contiguous.
+        drawn: [outer, units, inner] of them, all or some.
+        depth: As for ``units``.
+        least: A unit is inactive that is positive in a smaller share of its observations.
+        asks_sunk: Say which share of the units is sunk.
+    """
+    if not _pointer(values) or drawn.untyped_storage().data_ptr() != values.untyped_storage().data_ptr():
+        return None
+    (outer, units, inner), (by_outer, by_unit, by_inner) = drawn.shape, drawn.stride()
+    return Grid(
+        offset=drawn.storage_offset() - values.storage_offset(),
+        outer=outer,
+        by_outer=by_outer,
+        units=units,
+        by_unit=by_unit,
+        inner=inner,
+        by_inner=by_inner,
+        depth=depth,
+        least=least,
+        kind=_KINDS[values.dtype],
+        asks_sunk=asks_sunk,
+    )
+
+
+def rectifier(values: Tensor, grid: Grid) -> list[float] | None:
+    """Shares of inactive, always active and sunk units (NaN: not asked), and the observations that count."""
+    if _functions is None or not (pointer := _pointer(values)):
+        return None
+    found = (c_double * 4)()
+    _functions.rectifier(pointer, byref(grid), found)
+    return found[:]
