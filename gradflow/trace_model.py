@@ -167,7 +167,8 @@ class Trunk:
     batch_norm: bool = False
     """True where a batch normalisation stands between two points."""
     path: str = ""
-    """From where to where: "input_ids → loss", "x → outputs.aux"; "" where there is no trunk."""
+    """From where to where: "input_ids → loss", "x → outputs.aux", "x → loss via tower.0" where an earlier trunk
+    has the same ends; "" where there is no trunk."""
     token_geometry: float | None = None
     """Which token is which: similarity of T_K to the first tensors, over tokens; None where there are no tokens."""
 

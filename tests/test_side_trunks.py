@@ -147,7 +147,7 @@ class Unrolled(nn.Module):
 @pytest.mark.parametrize(
     ("model", "shapes", "sides"),
     [
-        (Branching, [(8, WIDTH)], [("x → loss", "short.0", "short.6", 4)]),
+        (Branching, [(8, WIDTH)], [("x → loss via short.0", "short.0", "short.6", 4)]),
         (Siamese, [(8, WIDTH)] * 2, []),
         (Teacher, [(8, WIDTH)], []),
         (Unrolled, [(8, 12, WIDTH)], []),
@@ -178,7 +178,7 @@ class DeepHead(nn.Module):
 
 def test_a_deep_head_behind_the_trunk_is_a_trunk_of_its_own() -> None:
     report = gradflow.inspect(DeepHead(), torch.randn(8, 4, WIDTH))
-    assert described(report) == [("x → loss", "", "", 4), ("x → loss", "head.0", "head.8", 5)]
+    assert described(report) == [("x → loss", "", "", 4), ("x → loss via head.0", "head.0", "head.8", 5)]
     assert any(f.rule == "GF101" and str(f.location).startswith("head.") for f in report.findings)
 
 
@@ -196,6 +196,12 @@ def test_encoder_and_decoder_of_a_library_have_a_trunk_each() -> None:
     assert described(report) == [
         ("labels → logits", "decoder.block.0.layer.0", "decoder.block.2.layer.2", 9),
         ("input_ids → logits", "encoder.block.0.layer.0", "encoder.block.2.layer.1", 6),
+    ]
+    # Given as both, one tensor goes by one name: where each trunk begins tells them apart.
+    report = gradflow.inspect(T5ForConditionalGeneration(config), {"input_ids": ids, "labels": ids})
+    assert [path for path, *_ in described(report)] == [
+        "input_ids → logits",
+        "input_ids → logits via encoder.block.0.layer.0",
     ]
 
 

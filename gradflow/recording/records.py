@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -201,7 +201,7 @@ def _trunks(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int
     main = find_trunk(nodes, end, sites)
     by_probe = _rows_by_probe(recorder)
     tokens = recorder.tokens.results()
-    return tuple(
+    trunks = [
         Trunk(
             kind=found.kind,
             points=tuple(_point(nodes[i], recorder, statistics, by_probe, tokens) for i in found.nodes),
@@ -210,7 +210,16 @@ def _trunks(recorder: Recorder, statistics: Sequence[TensorStatistics], end: int
             token_geometry=_token_geometry(found, recorder) if found is main else None,
         )
         for found in (main, *find_side_trunks(nodes, end, sites, main))
-    )
+    ]
+    return tuple(_told_apart(trunk, trunks[:at]) for at, trunk in enumerate(trunks))
+
+
+def _told_apart(trunk: Trunk, earlier: Sequence[Trunk]) -> Trunk:
+    """A path from the same input to the same output as one before it is also named by where it begins."""
+    begins = trunk.points[0].name if trunk.points else ""
+    if not begins or all(trunk.path != other.path for other in earlier):
+        return trunk
+    return replace(trunk, path=f"{trunk.path} via {begins}")
 
 
 def _token_geometry(trunk: TrunkPath, recorder: Recorder) -> float | None:
