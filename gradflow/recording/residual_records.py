@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from gradflow.recording.dataflow import Node
+from gradflow.recording.drafts import drafting
 from gradflow.recording.gradient_split import split_numbers
 from gradflow.recording.recorder import Recorder
 from gradflow.recording.residual_ops import ADD_OPS, SCALE_OPS, VALUE_OPS
 from gradflow.recording.residual_recorder import Site
 from gradflow.recording.residual_sites import Graph, factors_of, parallel_branches
 from gradflow.recording.site_facts import FactFinder
-from gradflow.recording.site_measures import NOT_MEASURED
+from gradflow.recording.site_measures import site_numbers
 from gradflow.recording.site_surroundings import Readers, previous_sites
 from gradflow.recording.weight_ops import is_weight_op, weights_of
 from gradflow.trace_model import ParameterRecord, ResidualRecord, TensorStatistics
 
 SHOWN_OPS = 16
 """A branch is spelled out up to this many ops."""
+_RESIDUAL = drafting(ResidualRecord)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,23 +71,26 @@ def residual_records(
     parents = _parents(sites)
     previous = previous_sites(sites, parents, context.graph.nodes)
     readers = Readers.of(context.graph.nodes, end)
+    measured = site_numbers([site.products for site in sites])
     counts: Counter[tuple[str, int]] = Counter()
     records = []
     for order, site in enumerate(sites):
         where = (context.graph.nodes[site.node].module, site.call)
-        record = _record(site, order, counts[where], parents[order], context)
+        gradients = _gradients(site, context, closed=readers.only_inside(site))
+        numbers = {**_values(measured[order]), **gradients, "previous": previous[order]}
+        records.append(_record(site, order, counts[where], parents[order], numbers, context))
         counts[where] += 1
-        split = split_numbers(site.split, record.gradient_norm, closed=readers.only_inside(site))
-        records.append(replace(record, previous=previous[order], **asdict(split)))
     return tuple(records)
 
 
-def _record(site: Site, order: int, index: int, parent: int | None, context: _Context) -> ResidualRecord:
+def _record(
+    site: Site, order: int, index: int, parent: int | None, numbers: dict[str, Any], context: _Context
+) -> ResidualRecord:
     node = context.graph.nodes[site.node]
     branch_ops = tuple(_op_names(site.found.inside, context.graph))
     kind = _kind(site, parent, context)
     names = _branch_parameters(site, context)
-    record = ResidualRecord(
+    return _RESIDUAL(
         order=order,
         name=node.module,
         index=index,
@@ -103,21 +109,18 @@ def _record(site: Site, order: int, index: int, parent: int | None, context: _Co
         broadcast=site.broadcast,
         like=f"{context.types.get(node.module, '')} #{index} {kind}: {' '.join(branch_ops)}",
         overwritten=site.overwritten,
+        added_by=site.joined_by or _added_by(node.op),
+        branch_scale=_scale(site.found.branch, context) if site.branches == 1 else None,
+        skip_scale=_scale(site.found.skip, context) if kind == "scaled" else None,
+        **_spread(site, context),
+        **_values(context.facts.facts(site.node, site.found, nested=parent is not None)),
+        **numbers,
     )
-    return _with_numbers(_with_facts(record, site, context), site, context)
 
 
-def _with_facts(record: ResidualRecord, site: Site, context: _Context) -> ResidualRecord:
-    facts = context.facts.facts(site.node, site.found, nested=record.parent is not None)
-    return replace(
-        record,
-        norm_placement=facts.norm_placement,
-        activation_after=facts.activation_after,
-        added_by=site.joined_by or _added_by(context.graph.nodes[site.node].op),
-        resets_stream=facts.resets_stream,
-        shortcut=facts.shortcut,
-        branch_factors=facts.branch_factors,
-    )
+def _values(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass with slots as they are."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def _added_by(op: str) -> str:
@@ -126,30 +129,28 @@ def _added_by(op: str) -> str:
     return name[1:] if name in ("iadd", "radd", "isub") else name
 
 
-def _with_numbers(record: ResidualRecord, site: Site, context: _Context) -> ResidualRecord:
+def _gradients(site: Site, context: _Context, *, closed: bool) -> dict[str, Any]:
+    """At the sum, at its source and how the add shares it out."""
     nodes, recorder = context.graph.nodes, context.recorder
-    node, source = nodes[site.node], nodes[site.found.source]
-    numbers = NOT_MEASURED if site.products is None else site.products.numbers()
-    gradient, source_gradient = (recorder.whole_gradient_norm(n.probe) for n in (node, source))
-    std, source_std = _std(node, context), _std(source, context)
-    return replace(
-        record,
-        skip_norm=numbers.skip_norm,
-        branch_norm=numbers.branch_norm,
-        rho=numbers.rho,
-        cosine=numbers.cosine,
-        block_influence=numbers.block_influence,
-        angular_distance=numbers.angular_distance,
-        gradient_norm=gradient,
-        source_gradient_norm=source_gradient,
-        gradient_ratio=source_gradient / gradient if gradient and source_gradient is not None else None,
-        branch_scale=_scale(site.found.branch, context) if site.branches == 1 else None,
-        skip_scale=_scale(site.found.skip, context) if record.kind == "scaled" else None,
-        std=std,
-        source_std=source_std,
-        variance=None if std is None else std * std,
-        source_variance=None if source_std is None else source_std * source_std,
-    )
+    ends = nodes[site.node], nodes[site.found.source]
+    gradient, source_gradient = (recorder.whole_gradient_norm(node.probe) for node in ends)
+    return {
+        "gradient_norm": gradient,
+        "source_gradient_norm": source_gradient,
+        "gradient_ratio": source_gradient / gradient if gradient and source_gradient is not None else None,
+        **_values(split_numbers(site.split, gradient, closed=closed)),
+    }
+
+
+def _spread(site: Site, context: _Context) -> dict[str, Any]:
+    """Standard deviations and variances of the sum and of its source."""
+    std, source_std = (_std(context.graph.nodes[i], context) for i in (site.node, site.found.source))
+    return {
+        "std": std,
+        "source_std": source_std,
+        "variance": None if std is None else std * std,
+        "source_variance": None if source_std is None else source_std * source_std,
+    }
 
 
 def _std(node: Node, context: _Context) -> float | None:
