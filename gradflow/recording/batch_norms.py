@@ -78,7 +78,7 @@ class BatchNormRecorder:
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
             if seen.running is not None:
-                seen.before = torch.stack((mean, variance)).double()
+                seen.before = torch.stack((mean, variance))
             precise = seen.running is not None and mean.dtype in (torch.float32, torch.float64)
             if not precise or seen.momentum < LEAST_MOMENTUM:
                 dims = (0, *range(2, value.dim()))
@@ -93,7 +93,7 @@ class BatchNormRecorder:
         seen.node = node
         if seen.running is not None and seen.batch is None and seen.training:
             with torch.no_grad():
-                seen.after = torch.stack(seen.running).double()
+                seen.after = torch.stack(seen.running)
         self._seen.append(seen)
 
     def records(self, layout: ModelLayout) -> tuple[BatchNormRecord, ...]:
@@ -149,7 +149,8 @@ def _numbers(seen: Sequence[_Seen]) -> list[list[float]]:
     for position, item in enumerate(seen):
         if item.training and (item.batch is not None or item.after is not None):
             kept = item.batch if item.batch is not None else item.after
-            key = (item.channels, None if kept is None else kept.device, item.before is None)
+            alike = (None if pair is None else (pair.dtype, pair.device) for pair in (kept, item.before))
+            key = (item.channels, *alike, item.batch is None)
             groups.setdefault(key, []).append(position)
     chunks = [_reduced([seen[position] for position in members]) for members in groups.values()]
     for members, numbers in zip(groups.values(), listed(chunks), strict=True):
@@ -159,29 +160,42 @@ def _numbers(seen: Sequence[_Seen]) -> list[list[float]]:
 
 
 def _reduced(members: Sequence[_Seen]) -> Tensor:
-    """The three numbers of each of some calls with equally many channels, on their device, flat."""
-    batch, uncertainty = zip(*(_batch_statistics(item) for item in members), strict=True)
-    means, variances = torch.stack(batch).unbind(1)
-    eps = torch.tensor([[item.eps] for item in members], dtype=means.dtype, device=means.device)
-    low = (variances + torch.stack(uncertainty) < eps).double().mean(1)
-    before = [item.before for item in members if item.before is not None]
-    if not before:
+    """The three numbers of each of some calls that are alike, on their device, flat."""
+    before = _stacked([item.before for item in members])
+    statistics, uncertainty = _batch_statistics(members, before)
+    means, variances = statistics.unbind(1)
+    eps = _column([item.eps for item in members], means)
+    low = (variances + uncertainty < eps).double().mean(1)
+    if before is None:
         nothing = torch.full_like(low, math.nan)
         return torch.stack((low, nothing, nothing), 1).flatten()
-    running_means, running_variances = torch.stack(before).unbind(1)
+    running_means, running_variances = before.unbind(1)
     running = (running_variances + eps).sqrt()
     shift = ((running_means - means).abs() / running).median(1).values
     ratio = (running / (variances.clamp_min(0) + eps).sqrt()).median(1).values
     return torch.stack((low, shift, ratio), 1).flatten()
 
 
-def _batch_statistics(seen: _Seen) -> tuple[Tensor, Tensor]:
-    """Means and variances (divided by m) of the batch, and by how much a variance may be off."""
-    if seen.batch is not None:
-        return seen.batch, torch.zeros_like(seen.batch[1])
-    assert seen.before is not None
-    assert seen.after is not None
+def _batch_statistics(members: Sequence[_Seen], before: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Means and variances (divided by m) of each batch, [calls, 2, channels], and by how much a variance may be off."""
+    batch, after = (_stacked([getattr(item, name) for item in members]) for name in ("batch", "after"))
+    if batch is not None:
+        return batch, torch.zeros_like(batch[:, 1])
+    assert before is not None
+    assert after is not None
+    momentum = _column([item.momentum for item in members], after)
     # The op has set running = (1 - momentum) running + momentum batch, the variance divided by m - 1.
-    statistics = (seen.after - (1 - seen.momentum) * seen.before) / seen.momentum
-    statistics[1] *= (seen.values - 1) / seen.values
-    return statistics, seen.before[1] * (_ROUNDING / seen.momentum)
+    statistics = (after - (1 - momentum.unsqueeze(2)) * before) / momentum.unsqueeze(2)
+    statistics[:, 1] *= _column([(item.values - 1) / item.values for item in members], after)
+    return statistics, before[:, 1] * (_ROUNDING / momentum)
+
+
+def _stacked(statistics: Sequence[Tensor | None]) -> Tensor | None:
+    """Those of several calls in double precision; None without."""
+    known = [pair for pair in statistics if pair is not None]
+    return torch.stack(known).double() if known else None
+
+
+def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """A number a call."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).unsqueeze(1)
